@@ -1,0 +1,137 @@
+"""Drawing: frames a second beside VMAS's own, and fidelity to VMAS's own.
+
+    python benchmarks/render.py              # speed over scenarios, batches and sizes
+    python benchmarks/render.py --fidelity   # errors over scenarios, states and cameras
+
+Both need OpenGL and a display for VMAS's side. Without a display they start Xvfb
+(Debian: apt-get install xvfb libgl1-mesa-dri libglu1-mesa libgl1).
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import vmas
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from envs.render import render
+
+SCENARIOS = (
+    "balance ball_passage ball_trajectory buzz_wire discovery dispersion dropout flocking football "
+    "give_way joint_passage joint_passage_size multi_give_way navigation passage reverse_transport "
+    "road_traffic transport wheel wind_flocking simple simple_adversary simple_crypto simple_push "
+    "simple_reference simple_speaker_listener simple_spread simple_tag simple_world_comm"
+).split()
+PIXELS = 64  # height of the compared pictures, roughly
+
+
+@contextlib.contextmanager
+def display() -> Iterator[None]:
+    """A display that VMAS can draw to, by Xvfb where there is none; OSError says what is missing."""
+    server = None
+    try:
+        if not os.environ.get("DISPLAY"):
+            if shutil.which("Xvfb") is None:
+                raise OSError("neither a display nor Xvfb is there")
+            ours, theirs = os.pipe()
+            command = ["Xvfb", "-displayfd", str(theirs), "-screen", "0", "1800x1000x24"]
+            server = subprocess.Popen(command, pass_fds=[theirs], stderr=subprocess.DEVNULL)
+            os.close(theirs)
+            with os.fdopen(ours) as pipe:
+                os.environ["DISPLAY"] = ":" + pipe.readline().strip()
+        try:
+            from vmas.simulator import rendering
+        except Exception as error:
+            raise OSError(f"OpenGL cannot be loaded: {error}") from error
+        rendering.TextLine.render1 = lambda self: None  # text is not drawn by `render` either
+        yield
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait()
+            del os.environ["DISPLAY"]
+
+
+def make(scenario: str, copies: int, seed: int = 0) -> vmas.simulator.environment.Environment:
+    """An environment some random steps into its episodes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = vmas.make_env(
+            scenario, num_envs=copies, device="cpu", continuous_actions=True, seed=seed
+        )
+    for _ in range(10):
+        env.step([env.get_random_action(agent) for agent in env.agents])
+    return env
+
+
+def picture_size(env: vmas.simulator.environment.Environment) -> tuple[int, int]:
+    """Height and width near PIXELS whose aspect is most nearly the viewer's."""
+    wide, high = env.scenario.viewer_size
+    heights = sorted(range(PIXELS - 16, PIXELS + 17), key=lambda h: abs(h - PIXELS))
+    height = min(heights, key=lambda h: abs(h * wide / high - round(h * wide / high)))
+    return height, round(height * wide / high)
+
+
+def reference(
+    env: vmas.simulator.environment.Environment, size: tuple[int, int], copy: int, follow: int | None
+) -> np.ndarray:
+    """VMAS's own frame (h, w, 3), reduced by area averaging."""
+    frame = env.render("rgb_array", env_index=copy, agent_index_focus=follow)
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BOX))
+
+
+def errors(scenario: str, states: int) -> list[tuple[float, float]]:
+    """For each camera: worst mean absolute error of a frame, worst of a 4 x 4 block, of 255."""
+    env = make(scenario, states)
+    size, worst = picture_size(env), []
+    env.render("rgb_array")  # the first frame differs: OpenGL's line width is not yet set
+    for follow in (None, 0):
+        ours = render(env, size, follow=follow).numpy()
+        theirs = np.stack([reference(env, size, copy, follow) for copy in range(states)])
+        gap = torch.from_numpy(np.abs(ours.astype(np.float32) - theirs).mean(-1))  # (B, h, w)
+        blocks = torch.nn.functional.avg_pool2d(gap[:, None], 4, stride=1)
+        worst.append((gap.mean((1, 2)).max().item(), blocks.max().item()))
+    env.viewer.close()
+    return worst
+
+
+def fidelity(scenarios: list[str], states: int) -> None:
+    print(f"errors out of 255, the worst of {states} states")
+    print("| scenario | frame, whole | block, whole | frame, following | block, following |")
+    print("|---|---|---|---|---|")
+    for scenario in scenarios:
+        cells = [f"{value:.2f}" for pair in errors(scenario, states) for value in pair]
+        print("|", " | ".join([scenario, *cells]), "|", flush=True)
+
+
+def rate(draw, frames: int, seconds: float = 1.0) -> float:
+    """Frames a second of a function that draws so many of them."""
+    draw()
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        draw()
+        calls += 1
+    return calls * frames / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fidelity", action="store_true")
+    parser.add_argument("--states", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--scenarios", nargs="*", default=SCENARIOS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with display():
+        fidelity(args.scenarios, args.states)

@@ -1,0 +1,125 @@
+"""From the configuration to the objects of a run: the only place that maps its keys to arguments."""
+
+import re
+
+import torch
+
+from config import Config
+from envs.vmas import Vmas
+from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
+from tools import UserError
+
+# What must not change between a run and its resumption.
+FIXED = (
+    *("task", "discrete", "scenario", "reward", "image_size", "mlp_keys", "cnn_keys"),
+    *("time_limit", "action_repeat", "units", "layers", "cnn_depth", "rssm", "probe.depth"),
+)
+_CHOICES = {
+    "reward": ("mean", "sum", "agent"),
+    "imag_gradient": ("dynamics", "reinforce"),
+}
+_AT_LEAST_ONE = (
+    *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),
+    *("eval_episode_num", "dataset_size", "batch_size", "batch_length", "imag_horizon"),
+    *("units", "layers", "cnn_depth"),
+)
+
+
+def check_values(config: Config) -> None:
+    """Raise `UserError` for a value that no run can be built from."""
+    for key, choices in _CHOICES.items():
+        if getattr(config, key) not in choices:
+            raise UserError(f"--{key} {getattr(config, key)}: expected {' or '.join(choices)}")
+    for key in _AT_LEAST_ONE:
+        if getattr(config, key) < 1:
+            raise UserError(f"--{key} {getattr(config, key)}: expected 1 or more")
+    for key in ("mlp_keys", "cnn_keys"):
+        try:
+            re.compile(getattr(config, key))
+        except re.error as error:
+            raise UserError(f"--{key} {getattr(config, key)}: {error}") from error
+    rssm = config.rssm
+    if rssm.deter % rssm.blocks:
+        raise UserError(f"--rssm.deter {rssm.deter}: expected a multiple of blocks, {rssm.blocks}")
+    if not 2 <= rssm.classes <= 256:
+        raise UserError(f"--rssm.classes {rssm.classes}: expected 2 to 256")
+    if config.image_size < 16 or config.image_size % 16:
+        raise UserError(f"--image_size {config.image_size}: expected a multiple of 16")
+    if config.dataset_size // config.envs <= config.batch_length:
+        least = config.envs * (config.batch_length + 1)
+        raise UserError(f"--dataset_size {config.dataset_size}: expected {least} or more")
+
+
+def make_env(config: Config, device: torch.device, num_envs: int, seed: int) -> Vmas:
+    """The task in `num_envs` copies; with images in its rows only if the world model sees them."""
+    suite, _, scenario = config.task.partition("_")
+    if suite != "vmas" or not scenario:
+        raise UserError(f"--task {config.task}: expected vmas_ and the name of a scenario")
+    return Vmas(
+        scenario,
+        num_envs,
+        device,
+        seed,
+        config.image_size if re.fullmatch(config.cnn_keys, "image") else None,
+        config.time_limit,
+        config.action_repeat,
+        config.discrete,
+        config.scenario.as_dict(),
+    )
+
+
+def make_dreamer(config: Config, env: Vmas) -> Dreamer:
+    """The networks for this environment, on its device."""
+    shapes = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+    shapes = {key: shape for key, shape in shapes.items() if re.fullmatch(config.mlp_keys, key)}
+    if env.image_size:
+        shapes["image"] = (env.image_size, env.image_size, 3)
+    if not shapes:
+        raise UserError("mlp_keys and cnn_keys match nothing: expected 'agent\\d+' or 'image'")
+    rewards = env.n_agents if config.reward == "agent" else 1
+    sizes = {"units": config.units, "layers": config.layers}
+    world = WorldModel(
+        shapes,
+        (env.n_agents, env.action_width),
+        rewards,
+        cnn_depth=config.cnn_depth,
+        kl_free=config.kl_free,
+        **sizes,
+        **config.rssm.as_dict(),
+    )
+    actor = config.actor
+    behavior = ImagBehavior(
+        world.rssm.feat,
+        env.action_sizes,
+        env.discrete,
+        rewards,
+        **sizes,
+        min_std=actor.min_std,
+        max_std=actor.max_std,
+        unimix=actor.unimix,
+        horizon=config.imag_horizon,
+        starts=config.imag_starts,
+        discount=config.discount,
+        lam=config.discount_lambda,
+        entropy=actor.entropy,
+        imag_gradient=config.imag_gradient,
+        slow_rate=config.critic.slow_rate,
+    )
+    probe = None
+    if config.probe.envs and not env.image_size:
+        probe = ImageProbe(world.rssm.feat, config.image_size, config.probe.depth)
+    dreamer = Dreamer(world, behavior, probe, config.reward, config.loss_scales.as_dict())
+    return dreamer.to(env.device)
+
+
+def row_spaces(config: Config, env: Vmas, image: bool) -> dict[str, tuple]:
+    """Shape and type of everything that a row of the replay holds."""
+    spaces = {f"agent{i}": (shape, torch.float32) for i, shape in enumerate(env.obs_shapes)}
+    if image:
+        spaces["image"] = ((config.image_size, config.image_size, 3), torch.uint8)
+    spaces["reward"] = ((env.n_agents,), torch.float32)
+    spaces |= dict.fromkeys(("is_first", "is_last", "is_terminal"), ((), torch.bool))
+    spaces["action"] = ((env.n_agents, env.action_width), torch.float32)
+    spaces["deter"] = ((config.rssm.deter,), torch.float16)
+    spaces["stoch"] = ((config.rssm.stoch,), torch.uint8)
+    return spaces

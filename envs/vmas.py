@@ -1,0 +1,460 @@
+"""Any VMAS scenario as one batched environment on the device.
+
+Symbols: B parallel copies, N agents, A action width of the widest agent, O_i observation width of
+agent i. A row is a dict of tensors about the state arrived at: agent0 (B, O_0), agent1, ...,
+image (B, h, w, 3) uint8 when asked for, reward (B, N) float32, and is_first, is_last, is_terminal
+(B,) bool. After a copy's is_last row, its next row is the first of a new episode.
+"""
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+import random
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import gym_notices.notices
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# VMAS imports gym for its spaces alone; gym's advice to migrate is not for our users.
+gym_notices.notices.notices.clear()
+
+import vmas  # noqa: E402
+from vmas.simulator.environment import Environment  # noqa: E402
+from vmas.simulator.scenario import BaseScenario  # noqa: E402
+
+from envs.render import render  # noqa: E402
+
+_SHIPPED = {
+    **dict.fromkeys(vmas.scenarios, "vmas.scenarios"),
+    **dict.fromkeys(vmas.mpe_scenarios, "vmas.scenarios.mpe"),
+    **dict.fromkeys(vmas.debug_scenarios, "vmas.scenarios.debug"),
+}
+
+
+class ScenarioError(ValueError):
+    """A scenario that is unknown, unusable or wrongly configured; the message is one line."""
+
+
+def scenario_names() -> list[str]:
+    """Names of all scenarios that VMAS ships: the plain ones, mpe and debug."""
+    return sorted(_SHIPPED)
+
+
+class Vmas:
+    """B copies of a VMAS scenario, each with episodes of its own, stepped as one batch.
+
+    Step for step the same as a plain VMAS loop that begins with `simulator.reset(seed=seed)`.
+
+    Args:
+        scenario: a name that VMAS ships, the path of a .py file or an importable module; either
+            of the last two holds a class `Scenario`.
+        num_envs: B, the number of copies.
+        device: where the simulator runs and all tensors live.
+        seed: start of this environment's own random state.
+        image_size: height and width of the image in each row; None for no image.
+        time_limit: simulator steps after which an episode ends, not terminal; None for no limit.
+        action_repeat: simulator steps per action; their rewards are summed.
+        discrete: one-hot actions instead of continuous ones in [-1, 1].
+        scenario_args: keyword arguments of the scenario.
+
+    Raises:
+        ScenarioError: for an unknown scenario or argument, or a scenario that VMAS cannot build.
+    """
+
+    def __init__(
+        self,
+        scenario: str,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        image_size: int | None = None,
+        time_limit: int | None = 100,
+        action_repeat: int = 1,
+        discrete: bool = False,
+        scenario_args: dict | None = None,
+    ):
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.image_size = image_size
+        self.discrete = discrete
+        self._action_repeat = action_repeat
+        self._time_limit = time_limit
+
+        # VMAS is never given the seed: it would re-seed every CUDA device. Seeding again after
+        # the build makes the first reset independent of what the build drew.
+        self._random = _seeded_state(seed, self.device)
+        with _global_random_state_kept(), self._own_random_state():
+            self.simulator = _build(
+                scenario,
+                scenario_args or {},
+                num_envs=num_envs,
+                device=self.device,
+                max_steps=time_limit,
+                continuous_actions=not discrete,
+                terminated_truncated=True,
+            )
+            self.obs_shapes = [tuple(obs.shape[1:]) for obs in self._observe().values()]
+        self._random = _seeded_state(seed, self.device)
+        self._action_random = torch.Generator(self.device).manual_seed(seed)
+        self.n_agents = self.simulator.n_agents
+        self._describe_actions()
+
+        # A scenario without a `done` of its own ends in all copies at once, by the time limit:
+        # then ends are known on the host, without asking the device.
+        self._ends_early = type(self.simulator.scenario).done is not BaseScenario.done
+        self._steps = 0  # simulator steps since all copies were reset
+        self._is_last = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._ended = list(range(num_envs))  # the same on the host: copies to reset next
+
+    def reset(self) -> dict[str, Tensor]:
+        """Begin an episode in every copy and return the first rows."""
+        with self._own_random_state():
+            observations = self.simulator.reset()
+        self._steps = 0
+        row = self._blank_row() | _named(observations)
+        row["is_first"] = torch.ones_like(row["is_first"])
+        if self.image_size:
+            row["image"] = self.render()
+        self._is_last, self._ended = row["is_last"], []
+        return row
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> dict[str, Tensor]:
+        """Advance all copies by one action and return their next rows.
+
+        Copies whose last row was is_last begin a new episode instead; their action is ignored.
+
+        Args:
+            action: (B, N, A), in [-1, 1] (clamped) or one-hot; entries past an agent's own width
+                are ignored.
+        """
+        if len(self._ended) == self.num_envs:
+            return self.reset()
+        actions = self._simulator_actions(action)
+        fresh, restarts = self._is_last, self._ended
+        row, ended = self._blank_row(), []
+        pictured = torch.zeros_like(fresh)  # copies whose final image is taken already
+        for remaining in reversed(range(self._action_repeat)):
+            new = self._simulate(actions)
+            new["reward"] += row["reward"]
+            stopped = fresh | row["is_last"]
+            row = row | {key: _where(stopped, row[key], new[key]) for key in new}
+            before, ended = ended, self._find_ended(row["is_last"])
+            if len(ended) + len(restarts) == self.num_envs:
+                break
+            if self.image_size and remaining and len(ended) > len(before):
+                # The simulator moves on, so the end of these copies is drawn now.
+                row["image"] = _where(pictured, row["image"], self.render())
+                pictured = row["is_last"]
+        if restarts:
+            row |= self._restart(restarts, fresh, row)
+        if self.image_size:
+            row["image"] = _where(pictured, row["image"], self.render())
+        self._is_last, self._ended = row["is_last"], ended
+        return row
+
+    def render(
+        self,
+        size: int | tuple[int, int] | None = None,
+        copies: int | None = None,
+        follow: int | None = None,
+        legible: bool = False,
+    ) -> Tensor:
+        """Draw the current scenes as (B, h, w, 3) uint8; see `envs.render.render`."""
+        size = size or self.image_size or 64
+        return render(self.simulator, size, copies=copies, follow=follow, legible=legible)
+
+    def random_action(self) -> Tensor:
+        """Draw (B, N, A) uniform actions, zero past each agent's width, from own random state."""
+        shape = (self.num_envs, self.n_agents)
+        if self.discrete:
+            uniform = torch.rand(shape, generator=self._action_random, device=self.device)
+            # The minimum guards against a product that rounds up to the size itself.
+            index = torch.minimum((uniform * self._sizes).long(), self._sizes - 1)
+            return F.one_hot(index, self.action_width).float()
+        shape = (*shape, self.action_width)
+        uniform = torch.rand(shape, generator=self._action_random, device=self.device)
+        return (2 * uniform - 1) * self._action_mask
+
+    def random_state(self) -> dict:
+        """Own random state as tensors and plain values, for a checkpoint."""
+        torch_state, (name, keys, *rest), python_state, cuda_state = self._random
+        return {
+            "device": self.device.type,
+            "torch": torch_state,
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+            "python": python_state,
+            "cuda": cuda_state,
+            "action": self._action_random.get_state(),
+        }
+
+    def set_random_state(self, state: dict) -> None:
+        """Continue from what `random_state` returned; on another kind of device, in part only."""
+        name, keys, *rest = state["numpy"]
+        numpy_state = (name, keys.cpu().numpy().astype(np.uint32), *rest)
+        self._random[:3] = [state["torch"].cpu(), numpy_state, state["python"]]
+        if state["device"] == self.device.type:
+            self._random[3] = state["cuda"] if state["cuda"] is None else state["cuda"].cpu()
+            self._action_random.set_state(state["action"].cpu())
+
+    @contextlib.contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        """Let the simulator draw from this environment's state and from nothing else.
+
+        VMAS draws from a list that all its environments share, and on a GPU from the device's
+        default generator too.
+        """
+        shared = Environment.vmas_random_state
+        others = list(shared)
+        shared[:] = self._random[:3]
+        if self.device.type == "cuda":
+            others_cuda = torch.cuda.get_rng_state(self.device)
+            torch.cuda.set_rng_state(self._random[3], self.device)
+        try:
+            yield
+        finally:
+            self._random[:3] = shared
+            shared[:] = others
+            if self.device.type == "cuda":
+                self._random[3] = torch.cuda.get_rng_state(self.device)
+                torch.cuda.set_rng_state(others_cuda, self.device)
+
+    def _describe_actions(self) -> None:
+        """Set the widths of the agents' actions and, if continuous, the ranges they map to."""
+        spaces = self.simulator.action_space
+        self.action_sizes = [int(s.n) if self.discrete else s.shape[0] for s in spaces]
+        self.action_width = max(self.action_sizes)
+        self._sizes = torch.tensor(self.action_sizes, device=self.device)
+        self._action_mask = torch.arange(self.action_width, device=self.device) < (
+            self._sizes.unsqueeze(-1)
+        )  # (N, A)
+        if not self.discrete:
+            bounds = np.zeros((2, self.n_agents, self.action_width), np.float32)
+            for i, space in enumerate(spaces):
+                bounds[:, i, : self.action_sizes[i]] = space.low, space.high
+            low, high = torch.from_numpy(bounds).to(self.device)
+            self._action_centre, self._action_scale = (high + low) / 2, (high - low) / 2
+
+    def _simulator_actions(self, action: Tensor) -> list[Tensor]:
+        """Turn (B, N, A) into what VMAS takes: per agent its own range, or an index (B, 1)."""
+        expected = (self.num_envs, self.n_agents, self.action_width)
+        if action.shape != expected:
+            raise ValueError(f"action has shape {tuple(action.shape)}, expected {expected}")
+        if self.discrete:
+            scores = action.masked_fill(~self._action_mask, -torch.inf)
+            return list(scores.argmax(-1, keepdim=True).unbind(1))
+        scaled = self._action_centre + self._action_scale * action.clamp(-1, 1)
+        return [scaled[:, i, :size] for i, size in enumerate(self.action_sizes)]
+
+    def _simulate(self, actions: list[Tensor]) -> dict[str, Tensor]:
+        """Advance the simulator by one step; what the row says about it, image aside."""
+        with self._own_random_state():
+            observations, rewards, terminated, truncated, _ = self.simulator.step(actions)
+        self._steps += 1
+        terminal = terminated.reshape(self.num_envs).bool()
+        rewards = [reward.reshape(self.num_envs).float() for reward in rewards]
+        return {
+            **_named(observations),
+            "reward": torch.stack(rewards, -1),
+            "is_last": terminal | truncated,
+            "is_terminal": terminal,
+        }
+
+    def _find_ended(self, is_last: Tensor) -> list[int]:
+        """Indices of the copies whose episode has ended; asks the device only if it must."""
+        if self._ends_early:
+            return is_last.nonzero().flatten().tolist()
+        return list(range(self.num_envs)) if self._steps == self._time_limit else []
+
+    def _restart(self, copies: list[int], fresh: Tensor, row: dict) -> dict[str, Tensor]:
+        """Reset some copies, given by index and by mask (B,); their changes to the row."""
+        with self._own_random_state():
+            for index in copies:
+                self.simulator.reset_at(index, return_observations=False)
+            first = self._observe()
+        changes = {key: _where(fresh, first[key], row[key]) for key in first}
+        return changes | {"is_first": fresh}
+
+    def _observe(self) -> dict[str, Tensor]:
+        """Observations of the current state by name; call within `_own_random_state`."""
+        (observations,) = self.simulator.get_from_scenario(
+            get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+        )
+        return _named(observations)
+
+    def _blank_row(self) -> dict[str, Tensor]:
+        """A row of zeros."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(self.num_envs, *shape, dtype=dtype, device=self.device)
+
+        row = {f"agent{i}": zeros(*shape) for i, shape in enumerate(self.obs_shapes)}
+        if self.image_size:
+            row["image"] = zeros(self.image_size, self.image_size, 3, dtype=torch.uint8)
+        row["reward"] = zeros(self.n_agents)
+        return row | {
+            key: zeros(dtype=torch.bool) for key in ("is_first", "is_last", "is_terminal")
+        }
+
+
+def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`torch.where` with a mask (B,) for tensors (B, ...)."""
+    return torch.where(mask.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def _named(observations: list) -> dict[str, Tensor]:
+    """The agents' observations, flattened, under the names of a row."""
+    return {f"agent{i}": _flatten(obs) for i, obs in enumerate(observations)}
+
+
+def _flatten(observation: Tensor | dict) -> Tensor:
+    """An observation as (B, O); the parts of a dict in the order of their names."""
+    if isinstance(observation, dict):
+        return torch.cat([_flatten(observation[name]) for name in sorted(observation)], -1)
+    return observation.reshape(len(observation), -1).float()
+
+
+def _seeded_state(seed: int, device: torch.device) -> list:
+    """States of torch, numpy, random and CUDA (or None) as seeding leaves them; seeds nothing."""
+    return [
+        torch.Generator().manual_seed(seed).get_state(),
+        np.random.RandomState(seed % 2**32).get_state(),
+        random.Random(seed).getstate(),
+        torch.Generator(device).manual_seed(seed).get_state() if device.type == "cuda" else None,
+    ]
+
+
+@contextlib.contextmanager
+def _global_random_state_kept() -> Iterator[None]:
+    """Restore the random states of torch, numpy and random, which VMAS does only on success."""
+    state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state[0])
+        np.random.set_state(state[1])
+        random.setstate(state[2])
+
+
+class _Argument(str):
+    """A keyword that remembers whether anything has looked it up by name."""
+
+    used = False
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        same = str.__eq__(self, other)
+        self.used |= same is True
+        return same
+
+
+def _build(name: str, arguments: dict, **settings) -> Environment:
+    """Build the simulator, holding the scenario to the arguments it really reads."""
+    scenario = _load(name)
+    known = _argument_names(scenario)
+    # VMAS would take these names for settings of its own.
+    reserved = set(inspect.signature(Environment).parameters)
+    for key in arguments:
+        if key in reserved:
+            raise ScenarioError(_unknown_argument(name, key, known))
+    watched = {_Argument(key): value for key, value in arguments.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Scenario kwargs")  # reported below
+            simulator = vmas.make_env(scenario, **settings, **watched)
+    except Exception as error:
+        if isinstance(error, TypeError) and "unexpected keyword" in str(error):
+            for key in watched:
+                if not key.used:
+                    raise ScenarioError(_unknown_argument(name, key, known)) from error
+        raise ScenarioError(f"VMAS cannot build scenario '{name}': {_reason(error)}") from error
+    for key in watched:
+        if not key.used:
+            raise ScenarioError(_unknown_argument(name, key, known))
+    if not simulator.n_agents:
+        raise ScenarioError(f"scenario '{name}' has no agent to control, with these arguments")
+    return simulator
+
+
+def _load(name: str) -> BaseScenario:
+    """Find a scenario by name, file or module."""
+    if name in _SHIPPED:
+        return importlib.import_module(f"{_SHIPPED[name]}.{name}").Scenario()
+    try:
+        module = _module_from_file(Path(name)) if name.endswith(".py") else _module(name)
+        cls = getattr(module, "Scenario", None)
+        if cls is None:
+            raise ScenarioError(f"scenario '{name}' has no class Scenario")
+        if not (inspect.isclass(cls) and issubclass(cls, BaseScenario)):
+            raise ScenarioError(f"scenario '{name}': its Scenario is not a VMAS BaseScenario")
+        return cls()
+    except ScenarioError:
+        raise
+    except Exception as error:
+        raise ScenarioError(f"cannot load scenario '{name}': {_reason(error)}") from error
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    """Run a scenario file as a module."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise ScenarioError(f"there is no scenario file {path}")
+    spec = importlib.util.spec_from_file_location(f"scenario_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses, for one, look up their module by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    """Import a scenario's module; a name that is no module is an unknown scenario."""
+    unknown = f"unknown scenario '{name}'; {_nearest(name, scenario_names())}"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ScenarioError(unknown)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if name == error.name or name.startswith(f"{error.name}."):
+            raise ScenarioError(unknown) from error
+        raise
+
+
+def _argument_names(scenario: BaseScenario) -> list[str]:
+    """The argument names that a scenario's source shows, for error messages."""
+    parameters = inspect.signature(scenario.make_world).parameters.values()
+    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"batch_dim", "device"}
+    for cls in type(scenario).__mro__:
+        if cls is BaseScenario:
+            break
+        with contextlib.suppress(OSError, TypeError):
+            source = inspect.getsource(cls)
+            names |= set(re.findall(r"kwargs(?:\.pop\(|\.get\(|\[)\s*['\"](\w+)", source))
+    return sorted(names)
+
+
+def _unknown_argument(scenario: str, argument: str, known: list[str]) -> str:
+    choices = _nearest(argument, known) if known else "it shows none"
+    return f"scenario '{scenario}' has no argument '{argument}'; {choices}"
+
+
+def _nearest(name: str, choices: list[str]) -> str:
+    """The choices most like a name, or all of them if none is, for an error message."""
+    close = difflib.get_close_matches(name, choices)
+    return ("nearest: " if close else "choose from: ") + ", ".join(close or choices)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; a bare assertion shows the line that asserts."""
+    text = str(error) or traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return f"{type(error).__name__}: {' '.join(text.split())}"

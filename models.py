@@ -1,0 +1,439 @@
+"""What is learned: the world model, the behaviour inside it (actors, critic), and their losses.
+
+Shapes use the symbols of `networks.py`. Every loss is a (B, T) or (M, H) tensor in a dict; the
+`loss_scales` of the configuration weigh them and `Dreamer.losses` sums them, once.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks import (
+    RSSM,
+    Actors,
+    Head,
+    ImageDecoder,
+    MultiDecoder,
+    MultiEncoder,
+    TwoHotHead,
+)
+
+State = tuple[Tensor, Tensor]
+
+
+def lambda_return(
+    reward: Tensor, value: Tensor, discount: Tensor, lam: float | Tensor = 0.95
+) -> Tensor:
+    """TD(lambda) returns of states 0 to H-1 (Sutton & Barto, section 12).
+
+    All arguments are (..., H+1, R), entry t about state t: the reward got on arriving there, its
+    value, the discount of what follows. Returns (..., H, R):
+    ret[t] = reward[t+1] + discount[t+1] * ((1 - lam) * value[t+1] + lam * ret[t+1]).
+    """
+    lam = torch.as_tensor(lam, dtype=value.dtype, device=value.device).expand_as(value)
+    fixed = reward + discount * (1 - lam) * value
+    carry = discount * lam
+    ret = value[..., -1, :]
+    returns = []
+    for t in range(value.shape[-2] - 1, 0, -1):
+        ret = fixed[..., t, :] + carry[..., t, :] * ret
+        returns.append(ret)
+    return torch.stack(returns[::-1], -2)
+
+
+def kl_divergence(left: Tensor, right: Tensor) -> Tensor:
+    """KL between S independent categoricals, from log-probabilities (..., S, K) to (...)."""
+    return (left.exp() * (left - right)).sum((-2, -1))
+
+
+def kl_losses(post: Tensor, prior: Tensor, free: float) -> tuple[Tensor, Tensor]:
+    """DreamerV3's two halves of the KL, each with `free` nats: dynamics, representation."""
+    dynamics = kl_divergence(post.detach(), prior).clamp(min=free)
+    representation = kl_divergence(post, prior.detach()).clamp(min=free)
+    return dynamics, representation
+
+
+def combine_rewards(reward: Tensor, mode: str) -> Tensor:
+    """The rewards (..., N) that agents got as those that are learned (..., R).
+
+    `mean` and `sum` make one team reward; `agent` keeps each agent's own.
+    """
+    if mode == "agent":
+        return reward
+    team = reward.mean(-1, keepdim=True) if mode == "mean" else reward.sum(-1, keepdim=True)
+    return team
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Record what runs inside without gradients for these modules' parameters.
+
+    Gradients still flow through the modules to their inputs, which is what lets an actor learn
+    through the world model without changing it.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM and the heads that predict observations, rewards and continuation.
+
+    Args: obs_shapes, what the model sees and predicts; action_shape (N, A); rewards R; the rest
+    are the sizes of `configs.yaml`.
+    """
+
+    def __init__(
+        self,
+        obs_shapes: dict[str, tuple[int, ...]],
+        action_shape: tuple[int, int],
+        rewards: int,
+        deter: int,
+        stoch: int,
+        classes: int,
+        units: int,
+        layers: int,
+        cnn_depth: int,
+        blocks: int,
+        unimix: float,
+        kl_free: float,
+    ):
+        super().__init__()
+        self.kl_free = kl_free
+        self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth)
+        self.rssm = RSSM(
+            self.encoder.outputs,
+            action_shape[0] * action_shape[1],
+            deter,
+            stoch,
+            classes,
+            units,
+            blocks,
+            unimix,
+        )
+        feat = self.rssm.feat
+        self.decoder = MultiDecoder(obs_shapes, feat, units, layers, cnn_depth)
+        self.reward = TwoHotHead(feat, units, 1, rewards)
+        self.cont = Head(feat, units, 1, (), scale=1.0)
+
+    def loss(
+        self, batch: dict[str, Tensor], reward: Tensor
+    ) -> tuple[dict[str, Tensor], State, dict[str, Tensor]]:
+        """Losses (B, T), inferred states and metrics of replayed sequences.
+
+        `batch` holds rows (B, T, ...) and under `initial` the state before their first one;
+        reward is (B, T, R).
+        """
+        deter, stoch, post = self.rssm.observe(
+            batch["action"],
+            self.encoder(batch),
+            batch["is_first"],
+            self.rssm.unpack(batch["initial"]),
+        )
+        prior = self.rssm.prior(deter)
+        feat = self.rssm.features((deter, stoch))
+        losses = self.decoder.loss(feat, batch)
+        losses["reward"] = self.reward(feat).loss(reward).mean(-1)
+        losses["cont"] = F.binary_cross_entropy_with_logits(
+            self.cont(feat), (~batch["is_terminal"]).float(), reduction="none"
+        )
+        losses["dyn"], losses["rep"] = kl_losses(post, prior, self.kl_free)
+        metrics = {
+            "kl": kl_divergence(post, prior).mean(),
+            "prior_ent": -(prior.exp() * prior).sum((-2, -1)).mean(),
+            "post_ent": -(post.exp() * post).sum((-2, -1)).mean(),
+        }
+        return losses, (deter, stoch), metrics
+
+    @torch.no_grad()
+    def open_loop(self, batch: dict[str, Tensor], observed: int = 5) -> Tensor:
+        """Features (B, T, F) of a sequence of which only the first steps are seen.
+
+        The rest is predicted from the real actions alone. The sequence holds one episode.
+        """
+        deter, stoch, _ = self.rssm.observe(
+            batch["action"][:, :observed],
+            self.encoder({k: v[:, :observed] for k, v in batch.items() if k != "initial"}),
+            batch["is_first"][:, :observed],
+            self.rssm.unpack(batch["initial"]),
+        )
+        state = deter[:, -1], stoch[:, -1]
+        feats = list(self.rssm.features((deter, stoch)).unbind(1))
+        for action in batch["action"][:, observed:].unbind(1):
+            state = self.rssm.img_step(state, action)
+            feats.append(self.rssm.features(state))
+        return torch.stack(feats, 1)
+
+
+class ImageProbe(nn.Module):
+    """Draws what a vector world model believes, without teaching it: features are detached."""
+
+    def __init__(self, inputs: int, size: int, depth: int):
+        super().__init__()
+        self.decoder = ImageDecoder(inputs, size, depth)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """Features (..., F) to images (..., size, size, 3) in (0, 1)."""
+        return self.decoder(feat.detach())
+
+    def loss(self, feat: Tensor, image: Tensor) -> Tensor:
+        """Squared error (...) summed over pixels, against uint8 images."""
+        return (self(feat) - image.float() / 255).square().sum((-3, -2, -1))
+
+
+class ReturnScale(nn.Module):
+    """The range between the 5th and 95th percentile of returns, averaged over updates.
+
+    One range per reward, kept in buffers so that a checkpoint holds it.
+    """
+
+    def __init__(self, rewards: int, decay: float = 0.99, limit: float = 1.0):
+        super().__init__()
+        self.decay, self.limit = decay, limit
+        self.register_buffer("low", torch.zeros(rewards))
+        self.register_buffer("high", torch.zeros(rewards))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> Tensor:
+        """Take in returns (..., R) and give the scale (R,), never below `limit`."""
+        flat = returns.detach().flatten(0, -2).float()
+        low, high = torch.quantile(flat, flat.new_tensor([0.05, 0.95]), dim=0)
+        self.low.lerp_(low, 1 - self.decay)
+        self.high.lerp_(high, 1 - self.decay)
+        return (self.high - self.low).clamp(min=self.limit)
+
+
+class ImagBehavior(nn.Module):
+    """The actors, one per agent, and the critic of the joint state, learning in imagination."""
+
+    def __init__(
+        self,
+        feat: int,
+        action_sizes: Sequence[int],
+        discrete: bool,
+        rewards: int,
+        units: int,
+        layers: int,
+        min_std: float,
+        max_std: float,
+        unimix: float,
+        horizon: int,
+        starts: int,
+        discount: float,
+        lam: float,
+        entropy: float,
+        imag_gradient: str,
+        slow_rate: float,
+    ):
+        super().__init__()
+        self.actors = Actors(feat, action_sizes, discrete, units, layers, min_std, max_std, unimix)
+        self.critic = TwoHotHead(feat, units, layers, rewards)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.scale = ReturnScale(rewards)
+        self.horizon, self.starts = horizon, starts
+        self.discount, self.lam, self.entropy = discount, lam, entropy
+        self.imag_gradient, self.slow_rate = imag_gradient, slow_rate
+
+    def imagine(
+        self, world: WorldModel, state: State, learner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Let all agents act in the world model for H steps from states (M, ...).
+
+        With `learner` (M, N), only marked actions carry a gradient. Returns features (M, H+1, F),
+        actions (M, H, N, A) and the policies' entropies (M, H, N).
+        """
+        feats, actions, entropies = [world.rssm.features(state)], [], []
+        for _ in range(self.horizon):
+            policy = self.actors(feats[-1].detach())
+            action = policy.sample()
+            if learner is not None:
+                action = torch.where(learner.unsqueeze(-1), action, action.detach())
+            state = world.rssm.img_step(state, action)
+            feats.append(world.rssm.features(state))
+            actions.append(action)
+            entropies.append(policy.entropy())
+        return torch.stack(feats, 1), torch.stack(actions, 1), torch.stack(entropies, 1)
+
+    def loss(
+        self, world: WorldModel, state: State, is_terminal: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses (M, H) and metrics of one imagined rollout from replayed states (B, T, ...)."""
+        start, alive = self._choose_starts(state, is_terminal)
+        own = self.critic.shape[0] > 1
+        learner = self._learners(len(alive)) if own else None
+        through_model = self.imag_gradient == "dynamics"
+        with frozen(world, self.critic), torch.set_grad_enabled(through_model):
+            feat, action, entropy = self.imagine(world, start, learner)
+            reward = world.reward(feat).mean
+            cont = torch.sigmoid(world.cont(feat)).unsqueeze(-1)
+            discount = (self.discount * cont).expand_as(reward)
+            value = self.critic(feat).mean
+            returns = lambda_return(reward, value, discount, self.lam)
+        follows = torch.cat([alive[:, None], discount[:, 1:-1, 0].detach()], 1)
+        weight = follows.cumprod(1)  # (M, H): the share of futures that get this far
+        scale = self.scale.update(returns)
+        feat = feat.detach()[:, :-1]
+        if through_model:
+            gain = returns / scale
+            if learner is not None:
+                # Each start teaches one agent, by its own return; N restores the mean over starts.
+                gain = (gain * learner.unsqueeze(1)).sum(-1, keepdim=True) * learner.shape[-1]
+            objective = gain.squeeze(-1)
+        else:
+            policy = self.actors(feat)
+            entropy = policy.entropy()
+            advantage = (returns - value[:, :-1]) / scale
+            objective = (policy.log_prob(action) * advantage).sum(-1)
+        losses = {
+            "actor": -weight * (objective + self.entropy * entropy.sum(-1)),
+            "value": weight * self._critic_loss(feat, returns),
+        }
+        metrics = {
+            "imag_reward": reward.detach().mean(),
+            "imag_return": returns.detach().mean(),
+            "value_mean": value.detach().mean(),
+            "return_scale": scale.mean(),
+            "actor_entropy": entropy.detach().mean(),
+            "action_saturation": (action.detach().abs() > 1).float().mean(),
+        }
+        for agent, mean in enumerate(entropy.detach().mean((0, 1)).unbind()):
+            metrics[f"agent{agent}_actor_entropy"] = mean
+        return losses, metrics
+
+    def replay_loss(
+        self, feat: Tensor, reward: Tensor, is_last: Tensor, is_terminal: Tensor
+    ) -> Tensor:
+        """The critic's loss (B, T) on what really happened; it shapes the features too.
+
+        feat (B, T, F), reward (B, T, R). Where an episode ends, its last value stands for the rest
+        and nothing is learned across the seam.
+        """
+        value = self.critic(feat)
+        discount = self.discount * (~is_terminal).float().unsqueeze(-1)
+        lam = self.lam * (~is_last).float().unsqueeze(-1)
+        mean = value.mean.detach()
+        discount, lam = discount.expand_as(mean), lam.expand_as(mean)
+        returns = lambda_return(reward, mean, discount, lam)
+        loss = self._critic_loss(feat[:, :-1], returns) * (~is_last[:, :-1]).float()
+        return F.pad(loss, (0, 1))
+
+    def _critic_loss(self, feat: Tensor, returns: Tensor) -> Tensor:
+        """Towards the returns, and towards the slow copy's own view, which steadies it."""
+        value = self.critic(feat)
+        with torch.no_grad():
+            slow = self.slow_critic(feat).mean
+        return (value.loss(returns) + value.loss(slow)).mean(-1)
+
+    def _choose_starts(self, state: State, is_terminal: Tensor) -> tuple[State, Tensor]:
+        """At most `starts` of the B * T states, detached, and 0 where no future follows (M,)."""
+        deter, stoch = (part.detach().flatten(0, 1) for part in state)
+        alive = (~is_terminal).float().flatten()
+        if self.starts < len(alive):
+            chosen = torch.randperm(len(alive), device=alive.device)[: self.starts]
+            deter, stoch, alive = deter[chosen], stoch[chosen], alive[chosen]
+        return (deter, stoch), alive
+
+    def _learners(self, count: int) -> Tensor:
+        """(M, N): deal the starts out to the agents in turn."""
+        agents = self.actors.mask.shape[0]
+        turn = torch.arange(count, device=self.actors.mask.device) % agents
+        return F.one_hot(turn, agents).bool()
+
+    @torch.no_grad()
+    def update_slow(self) -> None:
+        """Move the slow critic a little towards the critic."""
+        torch._foreach_lerp_(
+            list(self.slow_critic.parameters()), list(self.critic.parameters()), self.slow_rate
+        )
+
+
+class Dreamer(nn.Module):
+    """A team of agents with one world model: acts, and says what is to be minimised."""
+
+    def __init__(
+        self,
+        world: WorldModel,
+        behavior: ImagBehavior,
+        probe: ImageProbe | None,
+        reward: str,
+        loss_scales: dict[str, float],
+    ):
+        super().__init__()
+        self.world, self.behavior, self.probe = world, behavior, probe
+        self.reward, self.loss_scales = reward, loss_scales
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a part that predicts images."""
+        return self.probe is not None or self.world.decoder.image
+
+    @torch.no_grad()
+    def infer(self, batch: dict[str, Tensor]) -> State:
+        """The states (B, T, ...) of replayed sequences."""
+        rssm = self.world.rssm
+        sequence = batch["action"], self.world.encoder(batch), batch["is_first"]
+        return rssm.observe(*sequence, rssm.unpack(batch["initial"]))[:2]
+
+    @torch.no_grad()
+    def policy(
+        self, rows: dict[str, Tensor], action: Tensor, state: State, explore: bool
+    ) -> tuple[Tensor, State]:
+        """Act on what B copies show now: actions (B, N, A) within bounds, and the new state.
+
+        action (B, N, A) and state are those of the step before. Without `explore`, the actors'
+        modes are played.
+        """
+        embed = self.world.encoder(rows)
+        state = self.world.rssm.obs_step(state, action, embed, rows["is_first"])
+        actors = self.behavior.actors(self.world.rssm.features(state))
+        action = actors.sample() if explore else actors.mode
+        return action.clamp(-1.0, 1.0), state
+
+    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """One number to minimise, the inferred states (to refresh the replay), and metrics."""
+        reward = combine_rewards(batch["reward"], self.reward)
+        losses, state, metrics = self.world.loss(batch, reward)
+        feat = self.world.rssm.features(state)
+        losses["repval"] = self.behavior.replay_loss(
+            feat, reward, batch["is_last"], batch["is_terminal"]
+        )
+        assert all(loss.shape == batch["is_first"].shape for loss in losses.values())
+        imagined, more = self.behavior.loss(self.world, state, batch["is_terminal"])
+        assert len({loss.shape for loss in imagined.values()}) == 1
+        losses |= imagined
+        means = {name: loss.mean() for name, loss in losses.items()}
+        total = sum(self.loss_scales[name] * mean for name, mean in means.items())
+        model = [means[name] for name in losses if name not in ("actor", "value", "repval")]
+        metrics |= more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
+        metrics["model_loss"] = torch.stack(model).sum().detach()
+        state = tuple(part.detach() for part in state)
+        return total, state, metrics
+
+    @torch.no_grad()
+    def video_pred(self, batch: dict[str, Tensor]) -> Tensor:
+        """Truth, prediction and error (T, 3 * size, B * size, 3) uint8, one above the other.
+
+        The first five frames are observed, the rest predicted open-loop. `batch` holds images and
+        sequences of one episode each.
+        """
+        feat = self.world.open_loop(batch)
+        predicted = self.probe(feat) if self.probe else self.world.decoder(feat)["image"]
+        truth = batch["image"].float() / 255
+        error = (predicted - truth + 1) / 2
+        video = torch.cat([truth, predicted, error], 2)  # (B, T, 3 * size, size, 3)
+        video = torch.cat(list(video), 2)
+        return (video * 255).round().to(torch.uint8)

@@ -1,0 +1,521 @@
+"""The parts that the world model and the behaviour are made of.
+
+Symbols, here and in every other file:
+
+    B  sequences, or parallel copies of the environment      N  agents
+    T  time steps of a sequence                              A  action width of the widest agent
+    M  imagined starts                                       R  rewards: 1 for a team, N for own rewards
+    H  imagination horizon                                   E  embedding width
+    S x K  categoricals and their classes                    D  deterministic width
+    F = D + S * K  width of a feature, the state as the heads see it
+
+Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, A).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def symlog(x: Tensor) -> Tensor:
+    """Compress large magnitudes: sign(x) ln(1 + |x|) (Hafner et al., arXiv 2301.04104)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def symexp_bins(count: int = 255, limit: float = 20.0) -> Tensor:
+    """Bin centres (count,), symexp-spaced and exactly symmetric about a zero in the middle."""
+    positive = symexp(torch.linspace(0.0, limit, count // 2 + 1))
+    return torch.cat([-positive[1:].flip(0), positive])
+
+
+def two_hot(x: Tensor, bins: Tensor) -> Tensor:
+    """Spread each number over its two neighbouring bins so that the mean is the number.
+
+    x (...) becomes (..., len(bins)). Numbers outside the bins go to the outermost bin.
+    """
+    x = x.clamp(bins[0], bins[-1])
+    above = torch.searchsorted(bins, x.contiguous()).clamp(1, len(bins) - 1)
+    low, high = bins[above - 1], bins[above]
+    weight = ((x - low) / (high - low)).unsqueeze(-1)
+    target = x.new_zeros(*x.shape, len(bins))
+    target.scatter_(-1, above.unsqueeze(-1) - 1, 1 - weight)
+    return target.scatter_(-1, above.unsqueeze(-1), weight)
+
+
+class TwoHot:
+    """A number predicted as a categorical over symexp-spaced bins; logits (..., bins)."""
+
+    def __init__(self, logits: Tensor, bins: Tensor):
+        self.logits, self.bins = logits.float(), bins
+
+    @property
+    def mean(self) -> Tensor:
+        """The expectation (...), summed from the outside in so that equal tails cancel exactly."""
+        weighted = self.logits.softmax(-1) * self.bins
+        half = len(self.bins) // 2
+        pairs = weighted[..., :half] + weighted[..., half + 1 :].flip(-1)
+        return pairs.sum(-1) + weighted[..., half]
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy (...) against numbers (...), which get no gradient."""
+        target = two_hot(target.detach().float(), self.bins)
+        return -(target * self.logits.log_softmax(-1)).sum(-1)
+
+
+def uniform_mix(logits: Tensor, mix: float) -> Tensor:
+    """Log-probabilities (..., K) of the softmax mixed with `mix` of the uniform distribution."""
+    probs = logits.float().softmax(-1)
+    return torch.log((1 - mix) * probs + mix / logits.shape[-1])
+
+
+def sample_one_hot(log_probs: Tensor) -> Tensor:
+    """Draw one-hot vectors (..., K) whose gradient is that of the probabilities."""
+    probs = log_probs.exp()
+    uniform = torch.rand_like(probs[..., :1])
+    # The last class takes what rounding leaves, hence the sum over all but it.
+    index = (probs[..., :-1].detach().cumsum(-1) <= uniform).sum(-1)
+    one_hot = F.one_hot(index, probs.shape[-1]).to(probs.dtype)
+    return one_hot + probs - probs.detach()
+
+
+class BoundedNormal:
+    """Continuous actions of N agents: a normal with its mean inside (-1, 1).
+
+    mean, log-width (..., N, A); mask (N, A) is 1 where an agent has that action. Samples may leave
+    [-1, 1]: the environment and the RSSM bound them alike (see `RSSM.bound_action`).
+    """
+
+    def __init__(self, mean: Tensor, width: Tensor, mask: Tensor, min_std: float, max_std: float):
+        std = (max_std - min_std) * torch.sigmoid(width.float() + 2.0) + min_std
+        self.mean, self.mask = torch.tanh(mean.float()) * mask, mask
+        self.normal = torch.distributions.Normal(self.mean, std, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self) -> Tensor:
+        """(..., N, A), with the gradient of mean and width."""
+        return self.normal.rsample() * self.mask
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(..., N): the log-probability of each agent's own action."""
+        return (self.normal.log_prob(action) * self.mask).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(..., N)"""
+        return (self.normal.entropy() * self.mask).sum(-1)
+
+
+class OneHotActions:
+    """Discrete actions of N agents; logits (..., N, A), mask (N, A) is 1 for actions that exist."""
+
+    def __init__(self, logits: Tensor, mask: Tensor, mix: float):
+        probs = logits.float().masked_fill(mask == 0, -torch.inf).softmax(-1)
+        uniform = mask / mask.sum(-1, keepdim=True)
+        self.probs, self.mask = (1 - mix) * probs + mix * uniform, mask
+        self.log_probs = torch.where(mask > 0, self.probs, 1.0).log()
+
+    @property
+    def mode(self) -> Tensor:
+        return F.one_hot(self.probs.argmax(-1), self.probs.shape[-1]).float()
+
+    def sample(self) -> Tensor:
+        """One-hot (..., N, A), with the straight-through gradient of the probabilities."""
+        noise = torch.empty_like(self.probs).exponential_()
+        index = (self.probs.detach() / noise).argmax(-1)
+        one_hot = F.one_hot(index, self.probs.shape[-1]).float()
+        return one_hot + self.probs - self.probs.detach()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(..., N): the log-probability of each agent's own action."""
+        return (self.log_probs * action).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(..., N)"""
+        return -(self.probs * self.log_probs).sum(-1)
+
+
+def init_weights(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
+    """Fill with a truncated normal of variance scale / fan_in (all zeros for scale 0)."""
+    if scale == 0:
+        return nn.init.zeros_(weight)
+    # Cutting a normal at two deviations shrinks its deviation to this share.
+    std = (scale / fan_in) ** 0.5 / 0.87962566
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Linear(nn.Linear):
+    """A linear layer that starts as DreamerV3's do."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, scale: float = 1.0):
+        super().__init__(inputs, outputs, bias)
+        init_weights(self.weight, inputs, scale)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal linear layer: `blocks` groups of inputs feed their own group of outputs."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        shape = (blocks, inputs // blocks, outputs // blocks)
+        self.weight = nn.Parameter(init_weights(torch.empty(shape), inputs // blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, inputs) to (M, outputs), without a bias."""
+        blocks, inputs, _ = self.weight.shape
+        x = x.view(-1, blocks, inputs).transpose(0, 1)
+        return torch.bmm(x, self.weight).transpose(0, 1).flatten(1)
+
+
+class MLP(nn.Sequential):
+    """`layers` of linear, RMSNorm and SiLU."""
+
+    def __init__(self, inputs: int, units: int, layers: int):
+        parts = []
+        for _ in range(layers):
+            parts += [Linear(inputs, units, bias=False), nn.RMSNorm(units, eps=1e-4), nn.SiLU()]
+            inputs = units
+        super().__init__(*parts)
+
+
+class Head(nn.Module):
+    """An MLP with a linear output (..., *shape), zero at the start where `scale` is 0."""
+
+    def __init__(self, inputs: int, units: int, layers: int, shape: Sequence[int], scale: float):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.body = MLP(inputs, units, layers)
+        self.out = Linear(units, torch.Size(shape).numel(), scale=scale)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        return self.out(self.body(feat)).view(*feat.shape[:-1], *self.shape)
+
+
+class TwoHotHead(Head):
+    """A head that predicts `count` numbers as two-hot categoricals, 0 at the start."""
+
+    def __init__(self, inputs: int, units: int, layers: int, count: int, bins: int = 255):
+        super().__init__(inputs, units, layers, (count, bins), scale=0.0)
+        self.register_buffer("bins", symexp_bins(bins), persistent=False)
+
+    def forward(self, feat: Tensor) -> TwoHot:
+        """(..., F) to a distribution over (..., count)."""
+        return TwoHot(super().forward(feat), self.bins)
+
+
+class ChannelNorm(nn.RMSNorm):
+    """RMSNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _conv(layer: nn.Module, inputs: int, kernel: int) -> nn.Module:
+    init_weights(layer.weight, inputs * kernel**2)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ImageEncoder(nn.Sequential):
+    """Square uint8 images (B, size, size, 3) to (B, outputs) by strided convolutions down to 4 x 4."""
+
+    def __init__(self, size: int, depth: int, mults: Sequence[int] = (2, 3, 4, 4)):
+        widths = [3] + [depth * mult for mult in mults]
+        parts = []
+        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+            conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+            parts += [_conv(conv, inputs, 4), ChannelNorm(outputs, eps=1e-4), nn.SiLU()]
+        super().__init__(*parts, nn.Flatten())
+        self.outputs = widths[-1] * (size >> len(mults)) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.movedim(-1, 1).float() / 255 - 0.5)
+
+
+class ImageDecoder(nn.Module):
+    """Features (..., F) to the mean of square images (..., size, size, 3) in (0, 1)."""
+
+    def __init__(self, inputs: int, size: int, depth: int, mults: Sequence[int] = (2, 3, 4, 4)):
+        super().__init__()
+        widths = [depth * mult for mult in reversed(mults)] + [3]
+        side = size >> len(mults)
+        self.stem = nn.Sequential(
+            Linear(inputs, widths[0] * side**2), nn.Unflatten(-1, (widths[0], side, side))
+        )
+        parts = []
+        for here, after in zip(widths[:-1], widths[1:], strict=True):
+            # A stride of 2 lets a quarter of the 4 x 4 kernel reach each output.
+            conv = _conv(nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), here, 2)
+            parts += [ChannelNorm(here, eps=1e-4), nn.SiLU(), conv]
+        self.convs = nn.Sequential(*parts)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        image = torch.sigmoid(self.convs(self.stem(feat.flatten(0, -2))))
+        return image.movedim(1, -1).unflatten(0, feat.shape[:-1])
+
+
+class MultiEncoder(nn.Module):
+    """All that the team sees, as one embedding (..., E).
+
+    The vectors of all agents go through one MLP after symlog, the image through convolutions.
+    `shapes` maps the key of an observation to its shape.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], units: int, layers: int, depth: int):
+        super().__init__()
+        self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
+        self.outputs = 0
+        if self.vectors:
+            self.mlp = MLP(sum(shapes[key][0] for key in self.vectors), units, layers)
+            self.outputs += units
+        self.image = "image" in shapes
+        if self.image:
+            self.cnn = ImageEncoder(shapes["image"][0], depth)
+            self.outputs += self.cnn.outputs
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        parts = []
+        if self.vectors:
+            parts.append(self.mlp(symlog(torch.cat([obs[key] for key in self.vectors], -1))))
+        if self.image:
+            image = obs["image"]
+            parts.append(self.cnn(image.flatten(0, -4)).unflatten(0, image.shape[:-3]))
+        return torch.cat(parts, -1)
+
+
+class MultiDecoder(nn.Module):
+    """Predicts the observations back from features: a dict like the encoder's input."""
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        inputs: int,
+        units: int,
+        layers: int,
+        depth: int,
+    ):
+        super().__init__()
+        self.sizes = {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
+        if self.sizes:
+            self.mlp = Head(inputs, units, layers, (sum(self.sizes.values()),), scale=1.0)
+        self.image = "image" in shapes
+        if self.image:
+            self.cnn = ImageDecoder(inputs, shapes["image"][0], depth)
+
+    def forward(self, feat: Tensor) -> dict[str, Tensor]:
+        """Vectors are predicted as symlog values, the image as its mean in (0, 1)."""
+        predicted = {}
+        if self.sizes:
+            vectors = self.mlp(feat).split(list(self.sizes.values()), -1)
+            predicted.update(zip(self.sizes, vectors, strict=True))
+        if self.image:
+            predicted["image"] = self.cnn(feat)
+        return predicted
+
+    def loss(self, feat: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared errors `vector_loss`, `image_loss` (...), summed over what was observed."""
+        predicted, losses = self(feat), {}
+        if self.sizes:
+            errors = [(predicted[key] - symlog(obs[key])).square().sum(-1) for key in self.sizes]
+            losses["vector"] = torch.stack(errors).sum(0)
+        if self.image:
+            error = predicted["image"] - obs["image"].float() / 255
+            losses["image"] = error.square().sum((-3, -2, -1))
+        return losses
+
+
+class RSSM(nn.Module):
+    """The recurrent state-space model over the joint state of the team.
+
+    A state is a pair: deter (B, D), the memory, and stoch (B, S, K), one-hot. The memory is a
+    block-diagonal GRU (Hafner et al., Nature 2025).
+    """
+
+    def __init__(
+        self,
+        embed: int,
+        actions: int,
+        deter: int,
+        stoch: int,
+        classes: int,
+        units: int,
+        blocks: int = 8,
+        mix: float = 0.01,
+    ):
+        super().__init__()
+        self.deter, self.stoch, self.classes, self.mix = deter, stoch, classes, mix
+        self.blocks = blocks
+        self.feat = deter + stoch * classes
+        self.from_deter = MLP(deter, units, 1)
+        self.from_stoch = MLP(stoch * classes, units, 1)
+        self.from_action = MLP(actions, units, 1)
+        # The inputs that all blocks share are a dense layer; the memory's own are block-diagonal.
+        self.core_shared = Linear(3 * units, deter)
+        self.core_own = BlockLinear(deter, deter, blocks)
+        self.core_norm = nn.Sequential(nn.RMSNorm(deter, eps=1e-4), nn.SiLU())
+        self.gates = BlockLinear(deter, 3 * deter, blocks)
+        self.gates_bias = nn.Parameter(torch.zeros(3 * deter))
+        self.prior_head = Head(deter, units, 2, (stoch, classes), scale=1.0)
+        self.post_deter = Linear(deter, units)
+        self.post_embed = Linear(embed, units, bias=False)
+        self.post_head = nn.Sequential(
+            nn.RMSNorm(units, eps=1e-4),
+            nn.SiLU(),
+            Linear(units, stoch * classes),
+            nn.Unflatten(-1, (stoch, classes)),
+        )
+
+    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
+        """The state before an episode: all zeros."""
+        zeros = self.gates_bias.new_zeros
+        return zeros(batch, self.deter), zeros(batch, self.stoch, self.classes)
+
+    @staticmethod
+    def pack(state: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """A state as the replay stores it: half precision, and the index of each category."""
+        deter, stoch = state
+        return {"deter": deter.half(), "stoch": stoch.argmax(-1).to(torch.uint8)}
+
+    def unpack(self, latents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The state that `pack` stored."""
+        stoch = F.one_hot(latents["stoch"].long(), self.classes)
+        return latents["deter"].float(), stoch.float()
+
+    @staticmethod
+    def bound_action(action: Tensor) -> Tensor:
+        """Bring numbers beyond [-1, 1] back onto it, as the environment does, with a gradient."""
+        return action / action.detach().abs().clamp(min=1.0)
+
+    def features(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        """(..., F): what the heads see of a state."""
+        deter, stoch = state
+        return torch.cat([deter, stoch.flatten(-2)], -1)
+
+    def _next_deter(self, state: tuple[Tensor, Tensor], action_part: Tensor) -> Tensor:
+        deter, stoch = state
+        parts = [self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), action_part]
+        hidden = self.core_norm(self.core_shared(torch.cat(parts, -1)) + self.core_own(deter))
+        gates = (self.gates(hidden) + self.gates_bias).unflatten(-1, (self.blocks, 3, -1))
+        reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
+
+    def action_part(self, action: Tensor) -> Tensor:
+        """Joint actions (..., N, A) as the recurrent core takes them (..., units)."""
+        return self.from_action(self.bound_action(action).flatten(-2))
+
+    def prior(self, deter: Tensor) -> Tensor:
+        """Log-probabilities (..., S, K) of the next stoch, before it is observed."""
+        return uniform_mix(self.prior_head(deter), self.mix)
+
+    def img_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+        """Imagine the state that the joint action (B, N, A) leads to."""
+        deter = self._next_deter(state, self.action_part(action))
+        return deter, sample_one_hot(self.prior(deter))
+
+    def obs_step(
+        self, state: tuple[Tensor, Tensor], action: Tensor, embed: Tensor, is_first: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Infer the state (B, ...) from the last one, the action between, and what is seen now."""
+        sequence = (action[:, None], embed[:, None], is_first[:, None])
+        deter, stoch, _ = self.observe(*sequence, state)
+        return deter[:, 0], stoch[:, 0]
+
+    def observe(
+        self, action: Tensor, embed: Tensor, is_first: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Infer the states of sequences; `state` is the one before the first step.
+
+        Args: action (B, T, N, A) that led to each step, embed (B, T, E), is_first (B, T) bool.
+        Returns: deter (B, T, D), stoch (B, T, S, K), posterior log-probabilities (B, T, S, K).
+        """
+        keep = (~is_first).to(embed.dtype).unsqueeze(-1)
+        action_part = self.action_part(action * keep.unsqueeze(-1))
+        embed_part = self.post_embed(embed)
+        deter, stoch = state
+        steps = []
+        for t in range(embed.shape[1]):
+            deter, stoch = deter * keep[:, t], stoch * keep[:, t, :, None]
+            deter = self._next_deter((deter, stoch), action_part[:, t])
+            logits = self.post_head(self.post_deter(deter) + embed_part[:, t])
+            post = uniform_mix(logits, self.mix)
+            stoch = sample_one_hot(post)
+            steps.append((deter, stoch, post))
+        deter, stoch, post = (torch.stack(part, 1) for part in zip(*steps, strict=True))
+        return deter, stoch, post
+
+
+class StackedLinear(nn.Module):
+    """N linear layers as one batched product: weight (N, inputs, outputs)."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, bias: bool, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(init_weights(torch.empty(count, inputs, outputs), inputs, scale))
+        self.bias = nn.Parameter(torch.zeros(count, 1, outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, M, inputs), or (M, inputs) for all alike, to (N, M, outputs)."""
+        x = torch.matmul(x, self.weight)
+        return x if self.bias is None else x + self.bias
+
+
+class StackedRMSNorm(nn.Module):
+    """N RMSNorms over (N, M, units), each with its own scale."""
+
+    def __init__(self, count: int, units: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(count, 1, units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=1e-4) * self.scale
+
+
+class Actors(nn.Module):
+    """One policy per agent, as one module of stacked weights, so that N cost about what one does.
+
+    `action_sizes` holds each agent's action width; narrower agents are padded to the widest, here
+    and nowhere else: the padding is masked out of samples, log-probabilities and entropies.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        action_sizes: Sequence[int],
+        discrete: bool,
+        units: int,
+        layers: int,
+        min_std: float = 0.1,
+        max_std: float = 1.0,
+        mix: float = 0.01,
+    ):
+        super().__init__()
+        self.discrete, self.min_std, self.max_std, self.mix = discrete, min_std, max_std, mix
+        count, width = len(action_sizes), max(action_sizes)
+        body = []
+        for _ in range(layers):
+            body += [StackedLinear(count, inputs, units, bias=False)]
+            body += [StackedRMSNorm(count, units), nn.SiLU()]
+            inputs = units
+        outputs = width if discrete else 2 * width
+        self.body = nn.Sequential(*body, StackedLinear(count, units, outputs, True, scale=0.01))
+        mask = torch.arange(width) < torch.tensor(action_sizes).unsqueeze(-1)
+        self.register_buffer("mask", mask.float(), persistent=False)
+
+    def forward(self, feat: Tensor) -> BoundedNormal | OneHotActions:
+        """Joint state (..., F) to the distribution of the actions (..., N, A)."""
+        out = self.body(feat.flatten(0, -2)).transpose(0, 1).unflatten(0, feat.shape[:-1])
+        if self.discrete:
+            return OneHotActions(out, self.mask, self.mix)
+        mean, width = out.chunk(2, -1)
+        return BoundedNormal(mean, width, self.mask, self.min_std, self.max_std)

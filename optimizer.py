@@ -1,0 +1,71 @@
+"""LaProp with adaptive gradient clipping and warm-up: the optimiser of DreamerV3."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class LaProp(torch.optim.Optimizer):
+    """RMS-normalised gradients, then momentum (Ziyin et al., arXiv 2002.04839).
+
+    Each tensor's gradient is first clipped to `agc` times the norm of its parameter (adaptive
+    gradient clipping, Brock et al., arXiv 2102.06171), and the rate rises linearly over `warmup`
+    steps. Everything stays on the parameters' device.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable,
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-20,
+        agc: float = 0.3,
+        warmup: int = 1000,
+    ):
+        super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, agc=agc, warmup=warmup))
+
+    @torch.no_grad()
+    def step(self) -> Tensor:
+        """Update the parameters and return the norm of all gradients before clipping."""
+        norms = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                norms += self._step_group(group, params)
+        return torch.stack(norms).norm()
+
+    def _step_group(self, group: dict, params: list[nn.Parameter]) -> list[Tensor]:
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["square"] = torch.zeros_like(param)
+                self.state[param]["momentum"] = torch.zeros_like(param)
+        grads = [p.grad for p in params]
+        squares = [self.state[p]["square"] for p in params]
+        momenta = [self.state[p]["momentum"] for p in params]
+        norms = clip_adaptively(params, grads, group["agc"])
+        count = group["count"] = group.get("count", 0) + 1
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        scales = torch._foreach_sqrt(squares)
+        torch._foreach_div_(scales, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(scales, group["eps"])
+        torch._foreach_lerp_(momenta, torch._foreach_div(grads, scales), 1 - beta1)
+        rate = group["lr"] * min(1.0, count / max(1, group["warmup"])) / (1 - beta1**count)
+        torch._foreach_add_(params, momenta, alpha=-rate)
+        return norms
+
+
+def clip_adaptively(
+    params: list[nn.Parameter], grads: list[Tensor], limit: float, smallest: float = 1e-3
+) -> list[Tensor]:
+    """Scale each gradient down to `limit` times its parameter's norm; returns the norms before.
+
+    Parameters near zero count as having the norm `smallest`, or they could never leave it.
+    """
+    norms = torch._foreach_norm(grads)
+    allowed = torch.stack(torch._foreach_norm(params)).clamp(min=smallest) * limit
+    factors = (allowed / torch.stack(norms).clamp(min=1e-12)).clamp(max=1.0)
+    torch._foreach_mul_(grads, list(factors.unbind()))
+    return norms

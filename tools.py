@@ -1,0 +1,344 @@
+"""The run's plumbing: device, metrics, progress, checkpoints, random states, signals."""
+
+import io
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+_VIDEO_FRAMES = 200  # TensorBoard keeps every GIF in memory
+
+
+class UserError(Exception):
+    """Something that the user can put right; its message is one clear line."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU without one. Raises `UserError` if it is not there."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    devices = {"auto": (gpus or ["cpu"])[0], "cpu": "cpu"}
+    devices |= {gpu: gpu for gpu in gpus} | ({"cuda": gpus[0]} if gpus else {})
+    if name not in devices:
+        raise UserError(f"there is no device '{name}' here, only {', '.join(devices)}")
+    return torch.device(devices[name])
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` once it is whole and on disk."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # not every file system can sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Logger:
+    """Averages scalars until they are written, to `metrics.jsonl` and to TensorBoard.
+
+    A run that resumes at `step` drops what an earlier process logged beyond it.
+    """
+
+    def __init__(self, logdir: Path, step: int = 0):
+        self._logdir = Path(logdir)
+        self._logdir.mkdir(parents=True, exist_ok=True)
+        self._numbers: dict[str, tuple[float, int]] = {}
+        self._tensors: dict[tuple, tuple[Tensor, int]] = {}
+        self._videos: dict[str, tuple[Tensor, int]] = {}
+        path = self._logdir / "metrics.jsonl"
+        _drop_after(path, step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (until close)
+        self._board = SummaryWriter(str(self._logdir), purge_step=step + 1)
+
+    def scalar(self, name: str, value: float | Tensor) -> None:
+        """Adds to the average of `name`; see `scalars`."""
+        self.scalars({name: value})
+
+    def scalars(self, values: Mapping[str, float | Tensor]) -> None:
+        """Adds numbers or 0-d tensors to the averages of their names, without waiting for a GPU."""
+        groups: dict[tuple, dict[str, Tensor]] = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                group = groups.setdefault((value.device, value.dtype), {})
+                group[name] = value.detach()
+            else:
+                total, count = self._numbers.get(name, (0.0, 0))
+                self._numbers[name] = (total + float(value), count + 1)
+        for kind, group in groups.items():
+            # One kernel copies them all, as their memory may be reused, a second one adds them up.
+            new = torch.stack(list(group.values()))
+            if new.dim() != 1:
+                raise ValueError(f"expected 0-d tensors, got {tuple(new.shape[1:])} in {[*group]}")
+            key = (*kind, *group)
+            total, count = self._tensors.get(key, (None, 0))
+            self._tensors[key] = (new.double() if total is None else total + new, count + 1)
+
+    def video(self, name: str, frames: Tensor | np.ndarray, fps: float = 15) -> None:
+        """Keeps `frames` (T, H, W, 3) uint8 for the next `write`, the first 200 of them."""
+        frames = torch.as_tensor(frames)
+        _check_frames(frames)
+        self._videos[name] = (frames[:_VIDEO_FRAMES].clone(), fps)
+
+    def write(self, step: int) -> dict[str, float]:
+        """Writes the averages and videos since the last call, returns the averages."""
+        means = self._means()
+        if means:
+            finite = {k: v if math.isfinite(v) else None for k, v in means.items()}
+            self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+            self._file.flush()
+        for name, value in means.items():
+            self._board.add_scalar(name, value, step)
+        for name, (frames, fps) in self._videos.items():
+            gif = encode_gif(frames, fps)
+            with replacing(self._logdir / f"{name.replace('/', '_')}.gif") as file:
+                file.write(gif)
+            height, width = frames.shape[1:3]
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=gif
+            )
+            summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            self._board.file_writer.add_summary(summary, step)
+        self._board.flush()
+        self._videos.clear()
+        return means
+
+    def _means(self) -> dict[str, float]:
+        """Empties the sums, with one transfer a device."""
+        sums = {name: [total, count] for name, (total, count) in self._numbers.items()}
+        for device in {key[0] for key in self._tensors}:
+            groups = {key: group for key, group in self._tensors.items() if key[0] == device}
+            totals = iter(torch.cat([total for total, _ in groups.values()]).tolist())
+            for (_, _, *names), (_, count) in groups.items():
+                for name in names:
+                    entry = sums.setdefault(name, [0.0, 0])
+                    entry[0] += next(totals)
+                    entry[1] += count
+        self._numbers.clear()
+        self._tensors.clear()
+        return {name: total / count for name, (total, count) in sums.items()}
+
+    def close(self) -> None:
+        """Closes the files; what was not written is lost."""
+        self._file.close()
+        self._board.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrites the lines of a metrics file without torn ones and those beyond `step`."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= step]
+    if len(kept) < len(lines):
+        with replacing(path) as file:
+            file.writelines(kept)
+
+
+def _step(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # torn by a crash
+        return math.inf
+
+
+def _check_frames(frames: Tensor) -> None:
+    if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"expected (T, H, W, 3) uint8, got {tuple(frames.shape)} {frames.dtype}")
+
+
+def encode_gif(frames: Tensor | np.ndarray, fps: float) -> bytes:
+    """A GIF that loops for ever, of frames (T, H, W, 3) uint8; exact up to 256 colours in all."""
+    frames = torch.as_tensor(frames)
+    _check_frames(frames)
+    rgb = frames.cpu().numpy()
+    packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)  # (T, H, W)
+    counts = np.bincount(packed.ravel(), minlength=1 << 24)
+    colours = np.flatnonzero(counts)
+    palette = colours if len(colours) <= 256 else _palette(rgb, counts)
+    # Neighbours in colour share an entry: nearly as good, and noise has millions of colours.
+    cells, cell = np.unique(colours & 0xFCFCFC, return_inverse=True)
+    table = np.zeros(1 << 24, np.uint8)
+    table[colours] = _closest(_unpack(cells | 0x020202), _unpack(palette))[cell]
+    table[palette] = np.arange(len(palette))
+    flat = _unpack(palette).tobytes()
+    images = []
+    for index in table[packed]:
+        image = Image.fromarray(index)
+        image.putpalette(flat)
+        images.append(image)
+    # GIF counts in hundredths of a second, and viewers take less than two for a mistake.
+    ticks = np.round(np.arange(len(images) + 1) * 100 / fps)
+    durations = [10 * max(2, int(tick)) for tick in np.diff(ticks)]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
+    )
+    return buffer.getvalue()
+
+
+def _palette(rgb: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Up to 256 packed colours for all frames: the commonest as they are, the rest averaged."""
+    flat = np.flatnonzero(counts > counts.sum() // 1000)  # areas of one colour, not noise
+    flat = flat[np.argsort(counts[flat])[-64:]]
+    sample = np.concatenate(list(rgb[:: max(1, len(rgb) // 16)]))  # (frames * H, W, 3)
+    coarse = Image.fromarray(sample).quantize(256 - len(flat), Image.Quantize.MEDIANCUT)
+    rest = np.array(coarse.getpalette(), np.int32).reshape(-1, 3) @ [1 << 16, 1 << 8, 1]
+    return np.union1d(flat, rest)
+
+
+def _unpack(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1).astype(np.uint8)
+
+
+def _closest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The index in `palette` (P, 3) nearest to each of `colours` (C, 3)."""
+    palette = torch.from_numpy(palette).float()
+    chunks = torch.from_numpy(colours).float().split(1 << 14)
+    return torch.cat([torch.cdist(chunk, palette).argmin(1) for chunk in chunks]).numpy()
+
+
+class Progress:
+    """A bar on a terminal, elsewhere a printed line every `every` steps; both on stderr."""
+
+    def __init__(self, total: int, step: int = 0, every: int = 1000, updates: int = 0):
+        self._total, self._every = total, every
+        self._now = self._shown = (step, updates)
+        self._shown_at = time.monotonic()
+        self._figures: dict[str, float] = {}
+        self._stream = None if sys.stderr is None or sys.stderr.closed else sys.stderr
+        self._bar = None
+        if self._stream and self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=step, unit="step", unit_scale=True, dynamic_ncols=True
+            )
+
+    def update(self, step: int, updates: int = 0, **figures: float) -> None:
+        """Takes the counts so far and numbers to show beside them, which stay until replaced."""
+        self._now = (step, updates)
+        self._figures |= figures
+        if self._bar:
+            due = time.monotonic() - self._shown_at >= 0.5
+        else:
+            due = step // self._every > self._shown[0] // self._every
+        if due:
+            self._show()
+
+    def close(self) -> None:
+        """Shows the last counts, if that was not done, and ends the bar."""
+        if self._now != self._shown:
+            self._show()
+        if self._bar:
+            with suppress(OSError, ValueError):
+                self._bar.close()
+
+    def _show(self) -> None:
+        (step, updates), (last_step, last_updates) = self._now, self._shown
+        seconds = max(time.monotonic() - self._shown_at, 1e-6)
+        speed = (step - last_step) / seconds
+        figures = {"updates/s": (updates - last_updates) / seconds, **self._figures}
+        self._shown, self._shown_at = self._now, time.monotonic()
+        try:
+            if self._bar:
+                self._bar.set_postfix(figures, refresh=False)
+                self._bar.update(step - last_step)
+            elif self._stream:
+                eta = tqdm.format_interval((self._total - step) / speed) if speed > 0 else "?"
+                words = [f"step {step:,} of {self._total:,}", f"{speed:,.0f} steps/s", f"eta {eta}"]
+                words += [f"{name} {value:.4g}" for name, value in figures.items()]
+                print(" | ".join(words), file=self._stream, flush=True)
+        except (OSError, ValueError):  # whoever read it is gone: go on in silence
+            self._stream = self._bar = None
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` whole or not at all, so that a crash leaves the checkpoint before it."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state saved at `path`, tensors on `device`. Raises `UserError` if it cannot be read."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damaged bytes raise nearly anything
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"cannot load {path}: {type(error).__name__}: {reason}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"cannot load {path}: it holds no training state")
+    return state
+
+
+def get_random_state() -> dict[str, Any]:
+    """The global generators of torch (CPU and GPUs), numpy and python, for `save_checkpoint`."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())],
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restores what `get_random_state` returned; GPUs that are not there now are passed over."""
+    torch.set_rng_state(state["torch"].cpu())
+    for i, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda.cpu(), i)
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+class GracefulExit:
+    """While entered, SIGINT and SIGTERM set `requested`; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "GracefulExit":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
