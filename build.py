@@ -1,4 +1,4 @@
-"""From the configuration to the objects of a run: the only place that maps its keys to arguments."""
+"""From the configuration to the objects of a run: the one place that maps keys to arguments."""
 
 import re
 
@@ -9,6 +9,7 @@ from envs.vmas import Vmas
 from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
 from tools import UserError
 
+LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world model's state
 # What must not change between a run and its resumption.
 FIXED = (
     *("task", "discrete", "scenario", "reward", "image_size", "mlp_keys", "cnn_keys"),

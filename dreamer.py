@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from build import FIXED, check_values, make_dreamer, make_env, row_spaces
+from build import FIXED, LATENTS, check_values, make_dreamer, make_env
 from config import Config, check_compatible, load_config, read_yaml, save_config
 from envs.vmas import ScenarioError, Vmas
+from learner import Learner
 from models import Dreamer
-from optimizer import LaProp
-from replay import EpisodeFolder, Replay, fill
+from recorder import Recorder
+from replay import EpisodeFolder, Replay
 from rollout import Player, Tally, play_episodes, summarise
 from tools import (
     GracefulExit,
@@ -36,110 +37,7 @@ from tools import (
 EVAL_SEED = 1_000_000  # evaluation's scenes are never those of training
 EVAL_KEPT = 4  # episodes of an evaluation that are recorded and shown
 OPEN_LOOP = 50  # steps of the gif that shows predictions
-LATENTS = ("deter", "stoch")
 Rows = dict[str, Tensor]
-
-
-class Learner:
-    """The networks with their optimisers; a call of `update` is one step of training."""
-
-    def __init__(self, config: Config, dreamer: Dreamer):
-        self.dreamer, self.updates = dreamer, 0
-        behavior = dreamer.behavior
-        groups = [
-            {"params": behavior.actors.parameters(), "lr": config.actor.lr},
-            {"params": behavior.critic.parameters(), "lr": config.critic.lr},
-        ]
-        self.optimizers = {
-            "model": LaProp(dreamer.world.parameters(), **config.model.as_dict()),
-            "behavior": LaProp(groups, **config.behavior.as_dict()),
-        }
-        if dreamer.probe:
-            self.optimizers["probe"] = LaProp(dreamer.probe.parameters(), lr=config.probe.lr)
-
-    def update(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
-        """Learn from a batch of replayed sequences; the metrics stay on the device."""
-        data, index = replay.sample(batch, length)
-        loss, state, metrics = self.dreamer.losses(data)
-        self._descend(loss, ("model", "behavior"), metrics)
-        self.dreamer.behavior.update_slow()
-        replay.write_back(index, self.dreamer.world.rssm.pack(state))
-        self.updates += 1
-        return metrics
-
-    def update_probe(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
-        """Teach the image head what the states of a few sequences look like."""
-        data, index = replay.sample(batch, length)
-        state = self.dreamer.infer(data)
-        feat = self.dreamer.world.rssm.features(state)
-        loss = self.dreamer.probe.loss(feat, data["image"]).mean()
-        metrics = {"image_loss": loss.detach()}
-        self._descend(loss, ("probe",), metrics)
-        replay.write_back(index, self.dreamer.world.rssm.pack(state))
-        return metrics
-
-    def _descend(self, loss: Tensor, names: tuple[str, ...], metrics: dict[str, Tensor]) -> None:
-        for name in names:
-            self.optimizers[name].zero_grad()
-        loss.backward()
-        for name in names:
-            metrics[f"{name}_grad_norm"] = self.optimizers[name].step()
-
-    def state_dict(self) -> dict:
-        """All that is learned, for a checkpoint."""
-        return {
-            "dreamer": self.dreamer.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
-            "updates": self.updates,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
-        self.dreamer.load_state_dict(state["dreamer"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.updates = state["updates"]
-
-
-class Recorder:
-    """Where rows go: the replay, the folder of episodes, and the few with images for the probe."""
-
-    def __init__(self, config: Config, env: Vmas, logdir: Path):
-        spaces = row_spaces(config, env, image=bool(env.image_size))
-        self.env = env
-        self.replay = self._ring(config.dataset_size, config.envs, spaces, config.seed)
-        recorded = {key: space for key, space in spaces.items() if key not in LATENTS}
-        self.folder = EpisodeFolder(logdir / "train_eps", config.dataset_size, recorded)
-        self.pictures, self.pictured = self.replay, 0
-        if not env.image_size and config.probe.envs:
-            spaces = row_spaces(config, env, image=True)
-            self.pictured = min(config.probe.envs, config.envs)
-            size = config.probe.dataset_size
-            self.pictures = self._ring(size, self.pictured, spaces, config.seed)
-
-    def _ring(self, capacity: int, copies: int, spaces: dict, seed: int) -> Replay:
-        return Replay(capacity, copies, spaces, self.env.device, seed, LATENTS)
-
-    def add(self, rows: Rows) -> None:
-        """Take in the next row of every copy."""
-        self.replay.add(rows)
-        self.folder.add(rows)
-        if self.pictured:
-            image = self.env.render(copies=self.pictured)
-            some = {key: value[: self.pictured] for key, value in rows.items()}
-            self.pictures.add(some | {"image": image})
-
-    def can_draw(self, length: int) -> bool:
-        """Whether there are pictures of their own to teach the probe with."""
-        return self.pictured > 0 and self.pictures.steps_per_copy > length
-
-    def load(self, dreamer: Dreamer, folder: Path | None = None, chunk: int = 64) -> None:
-        """Take up recorded episodes again; the world model infers their latents anew."""
-        own = self.folder
-        source = EpisodeFolder(folder, own.limit_steps, own.spaces) if folder else own
-        if fill(self.replay, source.load(own.limit_steps)):
-            for data, index in self.replay.streams(chunk):
-                self.replay.write_back(index, dreamer.world.rssm.pack(dreamer.infer(data)))
 
 
 class Every:
@@ -180,7 +78,8 @@ def train(config: Config, logdir: Path, env: Vmas, learner: Learner, saved: dict
     recorder = Recorder(config, env, logdir)
     replay, batch, length = recorder.replay, config.batch_size, config.batch_length
     print(f"replay: {replay.nbytes / 2**20:,.0f} MiB on {env.device}", file=sys.stderr)
-    load_episodes(config, recorder, learner.dreamer, resuming=saved is not None)
+    if config.offline_traindir or saved:
+        recorder.load(learner.dreamer, config.offline_traindir)
     step, owed = (saved["step"], saved["owed"]) if saved else (0, 0.0)
     if saved:
         restore_random_states(saved["random"], env, replay)
@@ -199,15 +98,15 @@ def train(config: Config, logdir: Path, env: Vmas, learner: Learner, saved: dict
                 recorder.add(rows)
                 meter.tally.add(rows)
             step += row_steps
-            if step >= config.prefill and replay.steps_per_copy > length:
+            if step >= config.prefill or config.offline_traindir:
                 owed += row_steps * config.train_ratio / (batch * length)
-            while owed >= 1 and not stop.requested:
+            while owed >= 1 and replay.steps_per_copy > length and not stop.requested:
                 owed -= 1
                 logger.scalars(learner.update(replay, batch, length))
                 if learner.updates % config.probe.every == 0 and recorder.can_draw(length):
                     few = config.probe.batch_size
                     logger.scalars(learner.update_probe(recorder.pictures, few, length))
-            finished = step >= config.steps
+            finished, returns = step >= config.steps, {}
             if evaluated := should_evaluate(step) or finished:
                 evaluate(config, learner.dreamer, logdir / "eval_eps", logger)
                 show_predictions(recorder.pictures, learner.dreamer, logger)
@@ -215,27 +114,13 @@ def train(config: Config, logdir: Path, env: Vmas, learner: Learner, saved: dict
                 logger.scalars(meter.take(step, learner.updates))
                 figures = logger.write(step)
                 returns = {k: figures[k] for k in ("train_return", "eval_return") if k in figures}
-                progress.update(step, learner.updates, **returns)
-            progress.update(step, learner.updates)
+            progress.update(step, learner.updates, **returns)
             if should_save(step) or finished or stop.requested:
                 random = random_states(env, replay)
                 state = {"step": step, "owed": owed, "random": random, **learner.state_dict()}
                 save_checkpoint(logdir / "latest.pt", state)
     for closing in (progress, recorder.folder, logger):
         closing.close()
-
-
-def load_episodes(config: Config, recorder: Recorder, dreamer: Dreamer, resuming: bool) -> None:
-    """Fill the replay with what the run recorded before, or with the offline episodes."""
-    if config.offline_traindir:
-        recorder.load(dreamer, Path(config.offline_traindir))
-        if recorder.replay.steps_per_copy <= config.batch_length:
-            raise UserError(
-                f"--offline_traindir {config.offline_traindir}: expected at least "
-                f"{config.envs * (config.batch_length + 1)} steps in episodes of this task"
-            )
-    elif resuming:
-        recorder.load(dreamer)
 
 
 def random_states(env: Vmas, replay: Replay) -> dict:
@@ -308,10 +193,10 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
     with replacing(logdir / "eval.gif") as file:
         file.write(encode_gif(tile(frames), fps=20))
     team = returns.mean(-1)
-    spread = team.std().item() if len(team) > 1 else float("nan")
+    error = team.std().item() / len(team) ** 0.5 if len(team) > 1 else None
     figures = {
         "eval_return_mean": team.mean().item(),
-        "eval_return_ci95": 1.96 * spread / len(team) ** 0.5,
+        "eval_return_ci95": error and 1.96 * error,
         "eval_length_mean": lengths.mean().item(),
         "episodes": len(team),
     }

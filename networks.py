@@ -4,7 +4,7 @@ Symbols, here and in every other file:
 
     B  sequences, or parallel copies of the environment      N  agents
     T  time steps of a sequence                              A  action width of the widest agent
-    M  imagined starts                                       R  rewards: 1 for a team, N for own rewards
+    M  imagined starts                                       R  rewards: 1 for a team, else N
     H  imagination horizon                                   E  embedding width
     S x K  categoricals and their classes                    D  deterministic width
     F = D + S * K  width of a feature, the state as the heads see it
@@ -13,6 +13,7 @@ Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -228,12 +229,12 @@ def _conv(layer: nn.Module, inputs: int, kernel: int) -> nn.Module:
 
 
 class ImageEncoder(nn.Sequential):
-    """Square uint8 images (B, size, size, 3) to (B, outputs) by strided convolutions down to 4 x 4."""
+    """Square uint8 images (B, size, size, 3) to (B, outputs) by strided convolutions."""
 
     def __init__(self, size: int, depth: int, mults: Sequence[int] = (2, 3, 4, 4)):
         widths = [3] + [depth * mult for mult in mults]
         parts = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in pairwise(widths):
             conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
             parts += [_conv(conv, inputs, 4), ChannelNorm(outputs, eps=1e-4), nn.SiLU()]
         super().__init__(*parts, nn.Flatten())
@@ -254,7 +255,7 @@ class ImageDecoder(nn.Module):
             Linear(inputs, widths[0] * side**2), nn.Unflatten(-1, (widths[0], side, side))
         )
         parts = []
-        for here, after in zip(widths[:-1], widths[1:], strict=True):
+        for here, after in pairwise(widths):
             # A stride of 2 lets a quarter of the 4 x 4 kernel reach each output.
             conv = _conv(nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), here, 2)
             parts += [ChannelNorm(here, eps=1e-4), nn.SiLU(), conv]

@@ -381,7 +381,7 @@ class EpisodeFolder:
                 if archive.zip.getinfo(f"{key}.npy").file_size > most * row.nbytes + 4096:
                     raise ValueError(f"{key} has more than {most} rows")
                 value = episode[key] = archive[key]
-                if not value.ndim or (value.shape[1:], value.dtype) != (row.shape, row.dtype):
+                if (value.shape[1:], value.dtype) != (row.shape, row.dtype):
                     kind = f"{value.dtype} {value.shape[1:]}"
                     raise ValueError(f"{key} is {kind} a row, not {row.dtype} {shape}")
                 if not np.isfinite(value).all():

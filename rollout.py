@@ -70,9 +70,8 @@ class Tally:
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Returns (episodes, N) and lengths (episodes,) of the episodes ended since last asked."""
-        totals, ended = (torch.stack(part) for part in zip(*self.ended, strict=True))
+        totals = torch.cat([self.now[:0], *(now[last] for now, last in self.ended)])
         self.ended.clear()
-        totals = totals[ended]
         return totals[:, :-1], totals[:, -1]
 
 

@@ -178,43 +178,47 @@ def encode_gif(frames: Tensor | np.ndarray, fps: float) -> bytes:
     """A GIF that loops for ever, of frames (T, H, W, 3) uint8; exact up to 256 colours in all."""
     frames = torch.as_tensor(frames)
     _check_frames(frames)
-    rgb = frames.cpu().numpy()
-    packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)  # (T, H, W)
-    counts = np.bincount(packed.ravel(), minlength=1 << 24)
-    colours = np.flatnonzero(counts)
-    palette = colours if len(colours) <= 256 else _palette(rgb, counts)
-    # Neighbours in colour share an entry: nearly as good, and noise has millions of colours.
-    cells, cell = np.unique(colours & 0xFCFCFC, return_inverse=True)
-    table = np.zeros(1 << 24, np.uint8)
-    table[colours] = _closest(_unpack(cells | 0x020202), _unpack(palette))[cell]
-    table[palette] = np.arange(len(palette))
-    flat = _unpack(palette).tobytes()
-    images = []
-    for index in table[packed]:
-        image = Image.fromarray(index)
-        image.putpalette(flat)
-        images.append(image)
+    indices, palette = _quantised(frames.cpu().numpy())
+    images = [Image.fromarray(index) for index in indices]
+    for image in images:
+        image.putpalette(palette.tobytes())
     # GIF counts in hundredths of a second, and viewers take less than two for a mistake.
     ticks = np.round(np.arange(len(images) + 1) * 100 / fps)
     durations = [10 * max(2, int(tick)) for tick in np.diff(ticks)]
+    options = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
-    )
+    images[0].save(buffer, "GIF", **options)
     return buffer.getvalue()
 
 
-def _palette(rgb: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Up to 256 packed colours for all frames: the commonest as they are, the rest averaged."""
-    flat = np.flatnonzero(counts > counts.sum() // 1000)  # areas of one colour, not noise
+def _quantised(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (T, H, W) uint8 as indices into a palette (P, 3) that they share, so none flickers."""
+    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+    packed = red << 16 | green << 8 | blue
+    counts = np.bincount(packed.ravel(), minlength=1 << 24)
+    colours = np.flatnonzero(counts)
+    # Neighbours in colour share an entry: nearly as good, and noise has millions of colours.
+    cells, cell = np.unique(colours & 0xFCFCFC, return_inverse=True)
+    centres = _unpack(cells | 0x020202)
+    palette = colours if len(colours) <= 256 else _palette(counts, centres)
+    table = np.zeros(1 << 24, np.uint8)
+    table[colours] = _closest(centres, _unpack(palette))[cell]
+    table[palette] = np.arange(len(palette))
+    return table[packed], _unpack(palette)
+
+
+def _palette(counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Up to 256 packed colours: areas of one colour as they are, the rest from `centres` (C, 3)."""
+    flat = np.flatnonzero(counts > counts.sum() // 1000)
     flat = flat[np.argsort(counts[flat])[-64:]]
-    sample = np.concatenate(list(rgb[:: max(1, len(rgb) // 16)]))  # (frames * H, W, 3)
-    coarse = Image.fromarray(sample).quantize(256 - len(flat), Image.Quantize.MEDIANCUT)
-    rest = np.array(coarse.getpalette(), np.int32).reshape(-1, 3) @ [1 << 16, 1 << 8, 1]
-    return np.union1d(flat, rest)
+    # By range, not by frequency: a small agent's colour counts as much as the wide background.
+    spread = Image.fromarray(centres[None]).quantize(256 - len(flat), Image.Quantize.MAXCOVERAGE)
+    red, green, blue = np.array(spread.getpalette(), np.int32).reshape(-1, 3).T
+    return np.union1d(flat, red << 16 | green << 8 | blue)
 
 
 def _unpack(packed: np.ndarray) -> np.ndarray:
+    """Colours (C,) as whole numbers 0xRRGGBB to (C, 3) uint8."""
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1).astype(np.uint8)
 
 

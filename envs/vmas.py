@@ -57,8 +57,8 @@ class Vmas:
     Step for step the same as a plain VMAS loop that begins with `simulator.reset(seed=seed)`.
 
     Args:
-        scenario: a name that VMAS ships, the path of a .py file or an importable module; either
-            of the last two holds a class `Scenario`.
+        scenario: a name that VMAS ships, or the path of a .py file or the name of an importable
+            module with a class `Scenario` in it.
         num_envs: B, the number of copies.
         device: where the simulator runs and all tensors live.
         seed: start of this environment's own random state.
@@ -106,7 +106,8 @@ class Vmas:
             )
             self.obs_shapes = [tuple(obs.shape[1:]) for obs in self._observe().values()]
         self._random = _seeded_state(seed, self.device)
-        self._action_random = torch.Generator(self.device).manual_seed(seed)
+        # Another stream than the simulator's, or random actions would follow its first draws.
+        self._action_random = torch.Generator(self.device).manual_seed(seed + 2**31)
         self.n_agents = self.simulator.n_agents
         self._describe_actions()
 
@@ -348,7 +349,10 @@ def _global_random_state_kept() -> Iterator[None]:
 
 
 class _Argument(str):
-    """A keyword that remembers whether anything has looked it up by name."""
+    """A keyword that remembers whether anything has looked it up by name.
+
+    Scenarios read their arguments from `**kwargs`, always a new dict: only its keys are ours.
+    """
 
     used = False
     __hash__ = str.__hash__
@@ -364,9 +368,8 @@ def _build(name: str, arguments: dict, **settings) -> Environment:
     scenario = _load(name)
     known = _argument_names(scenario)
     # VMAS would take these names for settings of its own.
-    reserved = set(inspect.signature(Environment).parameters)
-    for key in arguments:
-        if key in reserved:
+    for key in inspect.signature(vmas.make_env).parameters:
+        if key in arguments:
             raise ScenarioError(_unknown_argument(name, key, known))
     watched = {_Argument(key): value for key, value in arguments.items()}
     try:
@@ -388,11 +391,12 @@ def _build(name: str, arguments: dict, **settings) -> Environment:
 
 
 def _load(name: str) -> BaseScenario:
-    """Find a scenario by name, file or module."""
-    if name in _SHIPPED:
-        return importlib.import_module(f"{_SHIPPED[name]}.{name}").Scenario()
+    """Find a scenario by its name in VMAS, its file or its module."""
     try:
-        module = _module_from_file(Path(name)) if name.endswith(".py") else _module(name)
+        if name in _SHIPPED:
+            module = importlib.import_module(f"{_SHIPPED[name]}.{name}")
+        else:
+            module = _module_from_file(Path(name)) if name.endswith(".py") else _module(name)
         cls = getattr(module, "Scenario", None)
         if cls is None:
             raise ScenarioError(f"scenario '{name}' has no class Scenario")
@@ -431,7 +435,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _argument_names(scenario: BaseScenario) -> list[str]:
-    """The argument names that a scenario's source shows, for error messages."""
+    """The argument names that can be read off a scenario's source, for error messages."""
     parameters = inspect.signature(scenario.make_world).parameters.values()
     names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"batch_dim", "device"}
     for cls in type(scenario).__mro__:
@@ -444,6 +448,7 @@ def _argument_names(scenario: BaseScenario) -> list[str]:
 
 
 def _unknown_argument(scenario: str, argument: str, known: list[str]) -> str:
+    """The message that a scenario does not take an argument."""
     choices = _nearest(argument, known) if known else "it shows none"
     return f"scenario '{scenario}' has no argument '{argument}'; {choices}"
 

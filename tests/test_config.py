@@ -281,6 +281,18 @@ def test_saved_config_reads_back_as_it_was(load, tmp_path):
     assert [file.name for file in tmp_path.glob("config.yaml*")] == ["config.yaml"]
 
 
+def test_saved_settings_come_between_defaults_and_presets(load, path, tmp_path):
+    saved = tmp_path / "config.yaml"
+    save_config(load("--configs vmas --lr 2 --steps 5 --scenario.x 1"), saved)
+    argv = ["--configs", "debug", "--steps", "7"]
+    config = load_config(argv, path, saved=saved)
+    assert (config.logdir, config.task, config.lr, config.steps) == ("runs", "vmas_balance", 1.0, 7)
+    assert config.scenario.as_dict() == {"n_agents": 3, "probs": [1.0, 0], "x": 1}
+    saved.write_text("stepz: 3")
+    with pytest.raises(UserError, match=r"config.yaml: stepz: no such setting; nearest: steps"):
+        load_config(argv, path, saved=saved)
+
+
 def test_check_compatible_names_every_difference():
     saved = {"task": "a", "lr": 1.0, "rssm": {"deter": 8, "stoch": 4}, "scenario": {}, "old": 1}
     now = {"task": "b", "lr": 2.0, "rssm": {"deter": 9, "stoch": 4}, "scenario": {"n": 3}}

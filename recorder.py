@@ -1,0 +1,59 @@
+"""Where the rows of a run are kept."""
+
+from pathlib import Path
+
+from build import LATENTS, row_spaces
+from config import Config
+from envs.vmas import Vmas
+from models import Dreamer
+from replay import EpisodeFolder, Replay, fill
+from tools import UserError
+
+
+class Recorder:
+    """Where rows go: the replay, the folder of episodes, and the few with images for the probe."""
+
+    def __init__(self, config: Config, env: Vmas, logdir: Path):
+        spaces = row_spaces(config, env, image=bool(env.image_size))
+        self.env, self.least = env, config.batch_length
+        self.replay = self._ring(config.dataset_size, config.envs, spaces, config.seed)
+        recorded = {key: space for key, space in spaces.items() if key not in LATENTS}
+        self.folder = EpisodeFolder(logdir / "train_eps", config.dataset_size, recorded)
+        self.pictures, self.pictured = self.replay, 0
+        if not env.image_size and config.probe.envs:
+            spaces = row_spaces(config, env, image=True)
+            self.pictured = min(config.probe.envs, config.envs)
+            size = config.probe.dataset_size
+            self.pictures = self._ring(size, self.pictured, spaces, config.seed)
+
+    def _ring(self, capacity: int, copies: int, spaces: dict, seed: int) -> Replay:
+        return Replay(capacity, copies, spaces, self.env.device, seed, LATENTS)
+
+    def add(self, rows: dict[str, Tensor]) -> None:
+        """Take in the next row of every copy."""
+        self.replay.add(rows)
+        self.folder.add(rows)
+        if self.pictured:
+            image = self.env.render(copies=self.pictured)
+            some = {key: value[: self.pictured] for key, value in rows.items()}
+            self.pictures.add(some | {"image": image})
+
+    def can_draw(self, length: int) -> bool:
+        """Whether there are pictures of their own to teach the probe with."""
+        return self.pictured > 0 and self.pictures.steps_per_copy > length
+
+    def load(self, dreamer: Dreamer, folder: str = "", chunk: int = 64) -> None:
+        """Take up this run's episodes, or those of `folder`; latents are inferred anew.
+
+        Raises `UserError` if `folder` holds too little to learn from.
+        """
+        own = self.folder
+        source = EpisodeFolder(folder, own.limit_steps, own.spaces) if folder else own
+        if fill(self.replay, source.load(own.limit_steps)):
+            for data, index in self.replay.streams(chunk):
+                self.replay.write_back(index, dreamer.world.rssm.pack(dreamer.infer(data)))
+        if folder and self.replay.steps_per_copy <= self.least:
+            steps = self.replay.num_envs * (self.least + 1)
+            raise UserError(
+                f"--offline_traindir {folder}: expected at least {steps} steps of this task"
+            )

@@ -1,0 +1,63 @@
+"""Small networks and batches that several test files build on."""
+
+import pytest
+import torch
+
+from models import ImagBehavior, WorldModel
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_world():
+    """A small world model; keywords replace any of its arguments."""
+
+    def make(**changes) -> WorldModel:
+        shapes = {"agent0": (3,), "agent1": (2,)}
+        sizes = {"deter": 16, "stoch": 3, "classes": 4, "units": 12, "layers": 1, "cnn_depth": 2}
+        rest = {"blocks": 2, "unimix": 0.01, "kl_free": 0.0}
+        head = {"obs_shapes": shapes, "action_shape": (2, 2), "rewards": 1}
+        return WorldModel(**{**head, **sizes, **rest, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_behavior():
+    """A small behaviour of two agents with one and two actions; keywords replace arguments."""
+
+    def make(feat: int, **changes) -> ImagBehavior:
+        actors = {"action_sizes": (1, 2), "discrete": False, "units": 12, "layers": 1}
+        policy = {"min_std": 0.1, "max_std": 1.0, "unimix": 0.01, "entropy": 3e-4}
+        returns = {"rewards": 1, "discount": 0.9, "lam": 0.8, "slow_rate": 0.02}
+        rollout = {"horizon": 3, "starts": 1000, "imag_gradient": "dynamics"}
+        return ImagBehavior(feat, **{**actors, **policy, **returns, **rollout, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_batch():
+    """Replayed sequences (B, T, ...) of two agents for `make_world`, with a zero initial state."""
+
+    def make(world: WorldModel, batch: int = 3, time: int = 5, **shapes) -> dict:
+        shapes = shapes or {"agent0": (3,), "agent1": (2,)}
+        rssm, size = world.rssm, (batch, time)
+        rows = {key: torch.randn(*size, *shape) for key, shape in shapes.items()}
+        if "image" in rows:
+            rows["image"] = torch.randint(0, 256, rows["image"].shape, dtype=torch.uint8)
+        names = ("is_first", "is_last", "is_terminal")
+        flags = {key: torch.zeros(size, dtype=torch.bool) for key in names}
+        flags["is_first"][:, 0] = True
+        initial = rssm.pack(rssm.initial(batch))
+        action = 2 * torch.rand(*size, 2, 2) - 1
+        reward = torch.randn(*size, 2)
+        return {**rows, **flags, "action": action, "reward": reward, "initial": initial}
+
+    return make

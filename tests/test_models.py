@@ -1,0 +1,684 @@
+"""World model, behaviour and losses against brute force; and that both of them learn."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Categorical, Independent
+from torch.distributions import kl_divergence as torch_kl
+
+from models import (
+    Dreamer,
+    ImageProbe,
+    ReturnScale,
+    combine_rewards,
+    frozen,
+    kl_divergence,
+    kl_losses,
+    lambda_return,
+)
+from networks import TwoHot, TwoHotHead, uniform_mix
+from optimizer import LaProp
+
+SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
+SCALES |= {"actor": 0.7, "value": 1.2, "repval": 0.3}
+
+
+def awaken(head: TwoHotHead) -> None:
+    """Let a head that starts at zero predict smooth numbers of modest size."""
+    nn.init.normal_(head.out.weight, std=0.5)
+    distance = torch.arange(255) - 127
+    head.out.bias.data = -(distance.square() / 20.0).repeat(head.shape[0])
+
+
+@pytest.fixture
+def make_dreamer(make_world, make_behavior):
+    """A dreamer of which no part is at its zero start; keywords as for its behaviour."""
+
+    def make(reward: str = "mean", image: bool = False, **changes) -> Dreamer:
+        rewards = 2 if reward == "agent" else 1
+        shapes = {"image": (16, 16, 3)} if image else {"agent0": (3,), "agent1": (2,)}
+        world = make_world(rewards=rewards, obs_shapes=shapes)
+        behavior = make_behavior(world.rssm.feat, rewards=rewards, **changes)
+        for head in (world.reward, behavior.critic, behavior.slow_critic):
+            awaken(head)
+        probe = None if image else ImageProbe(world.rssm.feat, 16, 2)
+        return Dreamer(world, behavior, probe, reward, SCALES)
+
+    return make
+
+
+def states(world, batch=2, time=3):
+    stoch = F.one_hot(torch.randint(0, 4, (batch, time, 3)), 4).float()
+    return torch.randn(batch, time, world.rssm.deter), stoch
+
+
+# ---- returns, KL, scale --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_lambda_return_against_a_double_loop(constant):
+    """The lambda-weighted mean of all n-step returns, by its definition."""
+    reward, value = torch.randn(4, 7, 2).double(), torch.randn(4, 7, 2).double()
+    discount = torch.rand(4, 7, 2).double()
+    lam = 0.7 if constant else torch.rand(4, 7, 2).double()
+    returns = lambda_return(reward, value, discount, lam)
+    assert returns.shape == (4, 6, 2)
+    lam = torch.as_tensor(lam).expand(4, 7, 2)
+    for start in range(6):
+        expected, share = torch.zeros(4, 2).double(), torch.ones(4, 2).double()
+        rewards, product = torch.zeros(4, 2).double(), torch.ones(4, 2).double()
+        for end in range(start + 1, 7):
+            rewards = rewards + product * reward[:, end]
+            product = product * discount[:, end]
+            stop = 1 - lam[:, end] if end < 6 else 1.0
+            expected += share * stop * (rewards + product * value[:, end])
+            share = share * lam[:, end]
+        assert torch.allclose(returns[:, start], expected)
+
+
+def test_a_reward_belongs_to_the_state_that_it_leads_to():
+    reward, zero = torch.tensor([100.0, 1.0, 10.0]).unsqueeze(-1), torch.zeros(3, 1)
+    returns = lambda_return(reward, zero, torch.full((3, 1), 0.5), 1.0)
+    assert returns.squeeze(-1).tolist() == [1.0 + 0.5 * 10.0, 10.0]
+    value = torch.tensor([100.0, 0.0, 8.0]).unsqueeze(-1)
+    discount = torch.tensor([0.0, 0.5, 0.25]).unsqueeze(-1)  # that of what follows the state
+    returns = lambda_return(reward, value, discount, 1.0)
+    assert returns.squeeze(-1).tolist() == [1.0 + 0.5 * (10.0 + 0.25 * 8.0), 10.0 + 0.25 * 8.0]
+
+
+def test_kl_against_torch():
+    left, right = (uniform_mix(torch.randn(5, 6, 3, 4), 0.01) for _ in range(2))
+    joint = [Independent(Categorical(logits=logits), 1) for logits in (left, right)]
+    assert torch.allclose(kl_divergence(left, right), torch_kl(*joint), atol=1e-5)
+    assert kl_divergence(left, left).abs().max() < 1e-6
+
+
+def test_kl_balance_gradients_and_free_nats():
+    post = torch.randn(8, 3, 4, requires_grad=True)
+    prior = torch.randn(8, 3, 4, requires_grad=True)
+    logs = uniform_mix(post, 0.01), uniform_mix(prior, 0.01)
+    dynamics, representation = kl_losses(*logs, 0.0)
+    assert torch.equal(dynamics, kl_divergence(*logs)) and torch.equal(dynamics, representation)
+    reach = [
+        [
+            grad is not None and bool((grad != 0).any())
+            for grad in torch.autograd.grad(
+                loss.sum(), (post, prior), retain_graph=True, allow_unused=True
+            )
+        ]
+        for loss in (dynamics, representation)
+    ]
+    assert reach == [[False, True], [True, False]]
+    free = dynamics.median().item()
+    for loss, source in zip(kl_losses(*logs, free), (prior, post), strict=True):
+        assert torch.equal(loss, dynamics.clamp(min=free))
+        grad = torch.autograd.grad(loss.sum(), source, retain_graph=True)[0]
+        moved = grad.flatten(1).abs().sum(1) > 0
+        assert torch.equal(moved, dynamics > free) or moved.sum() == (dynamics >= free).sum()
+
+
+def test_return_scale_against_numpy():
+    scale, low, high = ReturnScale(2), np.zeros(2), np.zeros(2)
+    for step in range(200):
+        returns = torch.randn(5, 7, 2) * torch.tensor([10.0, 0.1]) + step
+        low = 0.99 * low + 0.01 * np.percentile(returns.numpy(), 5, axis=(0, 1))
+        high = 0.99 * high + 0.01 * np.percentile(returns.numpy(), 95, axis=(0, 1))
+        given = scale.update(returns)
+        np.testing.assert_allclose(given, np.maximum(1.0, high - low), rtol=1e-3)
+    assert given[0] > 20 and given[1] == 1.0
+    assert set(scale.state_dict()) == {"low", "high"}
+
+
+def test_combine_rewards():
+    reward = torch.tensor([[1.0, 2.0, 6.0]])
+    assert combine_rewards(reward, "mean").tolist() == [[3.0]]
+    assert combine_rewards(reward, "sum").tolist() == [[9.0]]
+    assert combine_rewards(reward, "agent") is reward
+
+
+def test_frozen_lets_gradients_through_and_restores_even_after_an_error():
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
+    layer.bias.requires_grad_(False)
+    with frozen(layer):
+        out = layer(x).sum()
+    assert layer.weight.requires_grad and not layer.bias.requires_grad
+    out.backward()
+    assert x.grad.abs().sum() > 0 and layer.weight.grad is None
+    with pytest.raises(KeyError), frozen(layer):
+        raise KeyError
+    assert layer.weight.requires_grad
+
+
+# ---- world model ---------------------------------------------------------------------------------
+
+
+def test_world_losses_against_brute_force(make_world, make_batch):
+    world = make_world(kl_free=0.0)
+    awaken(world.reward)
+    batch = make_batch(world)
+    batch["is_terminal"][1, 2] = True
+    reward = combine_rewards(batch["reward"], "mean")
+    torch.manual_seed(1)
+    losses, (deter, stoch), metrics = world.loss(batch, reward)
+    torch.manual_seed(1)
+    state = world.rssm.unpack(batch["initial"])
+    embed = world.encoder(batch)
+    again = world.rssm.observe(batch["action"], embed, batch["is_first"], state)
+    assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
+    feat = world.rssm.features((deter, stoch))
+    prior, post = world.rssm.prior(deter), again[2]
+    assert set(losses) == {"vector", "reward", "cont", "dyn", "rep"}
+    for b in range(3):
+        for t in range(5):
+            alive = torch.sigmoid(world.cont(feat[b, t]))
+            ends = b == 1 and t == 2
+            own = Categorical(logits=post[b, t]), Categorical(logits=prior[b, t])
+            expected = {
+                "cont": -torch.log(1 - alive if ends else alive),
+                "dyn": torch_kl(*own).sum(),
+                "rep": torch_kl(*own).sum(),
+                "reward": world.reward(feat[b, t]).loss(batch["reward"][b, t].mean()[None])[0],
+            }
+            for name, value in expected.items():
+                assert losses[name][b, t].item() == pytest.approx(value.item(), abs=1e-4), name
+    entropy = Categorical(logits=prior).entropy().sum(-1).mean()
+    assert metrics["prior_ent"].item() == pytest.approx(entropy.item(), rel=1e-4)
+
+
+def test_open_loop_observes_five_steps_and_dreams_the_rest(make_world, make_batch):
+    world = make_world()
+    batch = make_batch(world, time=9)
+    torch.manual_seed(1)
+    feat = world.open_loop(batch)
+    blind = {key: value.clone() for key, value in batch.items() if key != "initial"}
+    blind["agent0"][:, 5:] = torch.nan
+    torch.manual_seed(1)
+    assert torch.equal(world.open_loop(blind | {"initial": batch["initial"]}), feat)
+    torch.manual_seed(1)
+    state = world.rssm.initial(3)
+    embed = world.encoder(batch)
+    with torch.no_grad():
+        for t in range(9):
+            action = batch["action"][:, t]
+            if t < 5:
+                state = world.rssm.obs_step(state, action, embed[:, t], batch["is_first"][:, t])
+            else:
+                state = world.rssm.img_step(state, action)
+            assert torch.allclose(feat[:, t], world.rssm.features(state), atol=1e-5)
+
+
+def fit(world, batch, updates, rate):
+    """Train on one batch; the mean losses before the first and after the last update."""
+    optimizer, history = LaProp(world.parameters(), lr=rate, warmup=20), []
+    for _ in range(updates):
+        losses, _, _ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
+        history.append({name: loss.mean().item() for name, loss in losses.items()})
+        optimizer.zero_grad()
+        sum(SCALES[name] * loss.mean() for name, loss in losses.items()).backward()
+        optimizer.step()
+    return history[0], history[-1]
+
+
+def test_world_model_overfits_one_batch_of_vectors(make_world, make_batch):
+    world = make_world(deter=32, units=32, classes=8)
+    batch = make_batch(world, batch=4, time=6)
+    batch["is_terminal"][2, 3] = True
+    before, after = fit(world, batch, 300, 3e-3)
+    assert after["vector"] < before["vector"] / 30
+    assert after["reward"] < before["reward"] / 10
+    assert after["cont"] < before["cont"] / 10
+    assert after["dyn"] < before["dyn"] / 2
+
+
+def test_world_model_overfits_one_batch_of_images(make_world, make_batch):
+    world = make_world(obs_shapes={"image": (16, 16, 3)}, deter=32, units=32, cnn_depth=4)
+    batch = make_batch(world, batch=2, time=4, image=(16, 16, 3))
+    # A square in another place on each image, and noise would be no fair test of so few channels.
+    batch["image"].fill_(255)
+    for index, image in enumerate(batch["image"].flatten(0, 1)):
+        image[index : index + 5, 11 - index : 16 - index, index % 3] = 0
+    before, after = fit(world, batch, 200, 5e-3)
+    assert after["image"] < before["image"] / 20
+
+
+# ---- behaviour -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_imagine_is_one_rollout_from_the_start_states(make_dreamer, discrete):
+    dreamer = make_dreamer(discrete=discrete)
+    world, behavior = dreamer.world, dreamer.behavior
+    start = tuple(part.flatten(0, 1) for part in states(world))
+    torch.manual_seed(1)
+    feat, action, entropy = behavior.imagine(world, start)
+    assert feat.shape == (6, 4, world.rssm.feat)
+    assert action.shape == (6, 3, 2, 2) and entropy.shape == (6, 3, 2)
+    torch.manual_seed(1)
+    state = start
+    for t in range(3):
+        assert torch.equal(feat[:, t], world.rssm.features(state))
+        policy = behavior.actors(world.rssm.features(state))
+        assert torch.equal(action[:, t], policy.sample())
+        assert torch.equal(entropy[:, t], policy.entropy())
+        state = world.rssm.img_step(state, action[:, t])
+    assert torch.equal(feat[:, 3], world.rssm.features(state))
+
+
+@pytest.mark.parametrize("reward", ["mean", "agent"])
+@pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
+def test_one_rollout_feeds_everything(make_dreamer, monkeypatch, gradient, reward):
+    dreamer = make_dreamer(reward, imag_gradient=gradient)
+    steps, step = [], dreamer.world.rssm.img_step
+    monkeypatch.setattr(dreamer.world.rssm, "img_step", lambda *a: steps.append(a) or step(*a))
+    state = states(dreamer.world)
+    losses, _ = dreamer.behavior.loss(dreamer.world, state, torch.zeros(2, 3, dtype=torch.bool))
+    assert len(steps) == 3 and all(loss.shape == (6, 3) for loss in losses.values())
+
+
+def cross_entropy(logits, number, bins):
+    return TwoHot(logits, bins).loss(number)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("reward", ["mean", "agent"])
+@pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
+def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, discrete):
+    dreamer = make_dreamer(reward, imag_gradient=gradient, discrete=discrete, entropy=0.1)
+    world, behavior = dreamer.world, dreamer.behavior
+    behavior.scale.low.fill_(-2.0)
+    behavior.scale.high.fill_(3.0)
+    scale = copy.deepcopy(behavior.scale)
+    state, ends = states(world), torch.tensor([[False, False, True], [False] * 3])
+    torch.manual_seed(1)
+    losses, _ = behavior.loss(world, state, ends)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        feat, action, entropy = behavior.imagine(world, [part.flatten(0, 1) for part in state])
+        rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
+        cont = torch.sigmoid(world.cont(feat))
+        log_prob = behavior.actors(feat[:, :-1]).log_prob(action)
+        critic, slow = behavior.critic(feat), behavior.slow_critic(feat).mean
+        count = rewards.shape[-1]
+        returns = torch.zeros(6, 4, count)
+        returns[:, 3] = values[:, 3]
+        for t in (2, 1, 0):
+            mixed = 0.2 * values[:, t + 1] + 0.8 * returns[:, t + 1]
+            returns[:, t] = rewards[:, t + 1] + 0.9 * cont[:, t + 1, None] * mixed
+        scales = scale.update(returns[:, :3])
+        assert (scales > 1).all()
+        for m in range(6):
+            for t in range(3):
+                weight = 0.0 if m == 2 else math.prod(0.9 * cont[m, k] for k in range(1, t + 1))
+                bonus = 0.1 * entropy[m, t].sum()
+                scaled = returns[m, t] / scales
+                advantage = (returns[m, t] - values[m, t]) / scales
+                if gradient == "reinforce":
+                    gain = (log_prob[m, t] * advantage).sum()
+                else:  # in turn, each start is one agent's
+                    gain = scaled[m % 2] * 2 if count == 2 else scaled[0]
+                assert losses["actor"][m, t].item() == pytest.approx(
+                    -(weight * (gain + bonus)), abs=2e-4
+                )
+                logits = critic.logits[m, t]
+                value = cross_entropy(logits, returns[m, t], critic.bins)
+                value += cross_entropy(logits, slow[m, t], critic.bins)
+                assert losses["value"][m, t].item() == pytest.approx(
+                    float(weight * value.mean()), abs=1e-3
+                )
+
+
+def test_replay_loss_against_brute_force_at_seams(make_dreamer):
+    behavior = make_dreamer().behavior
+    size = 4, 9
+    feat, reward = (
+        torch.randn(*size, behavior.actors.body[0].weight.shape[1]),
+        torch.randn(*size, 1),
+    )
+    last, terminal = torch.zeros(2, *size, dtype=torch.bool)
+    last[0, 3] = last[1, 4] = terminal[1, 4] = last[2, 0] = last[3, 8] = terminal[3, 8] = True
+    loss = behavior.replay_loss(feat, reward, last, terminal)
+    critic, slow = behavior.critic(feat), behavior.slow_critic(feat).mean
+    value = critic.mean
+    for b in range(4):
+        carried = value[b, 8]
+        assert loss[b, 8] == 0
+        for t in range(7, -1, -1):
+            rest = value[b, t + 1] if last[b, t + 1] else 0.2 * value[b, t + 1] + 0.8 * carried
+            carried = reward[b, t + 1] + (0.0 if terminal[b, t + 1] else 0.9 * rest)
+            expected = cross_entropy(critic.logits[b, t], carried, critic.bins)
+            expected += cross_entropy(critic.logits[b, t], slow[b, t], critic.bins)
+            expected = 0.0 if last[b, t] else expected.item()
+            assert loss[b, t].item() == pytest.approx(expected, rel=1e-4)
+    later = feat.clone(), reward.clone()
+    later[0][0, 4:], later[1][0, 4:] = 3.0, 100.0
+    beyond = behavior.replay_loss(*later, last, terminal)
+    assert torch.equal(beyond[0, :4], loss[0, :4]) and not torch.equal(beyond[0], loss[0])
+
+
+def test_starts_are_all_states_or_a_random_part_of_them(make_dreamer):
+    dreamer = make_dreamer(starts=4)
+    state, ends = states(dreamer.world), torch.zeros(2, 3, dtype=torch.bool)
+    ends[0, 1] = True
+    seen = set()
+    for _ in range(50):
+        (deter, stoch), alive = dreamer.behavior._choose_starts(state, ends)
+        assert len(deter) == len(stoch) == len(alive) == 4
+        for row, category, living in zip(deter, stoch, alive, strict=True):
+            index = int((state[0].flatten(0, 1) == row).all(-1).nonzero())
+            assert torch.equal(category, state[1].flatten(0, 1)[index])
+            assert living == (index != 1)
+            seen.add(index)
+    assert seen == set(range(6))
+
+
+def test_no_limit_of_starts_takes_every_state(make_dreamer):
+    dreamer = make_dreamer(starts=0)
+    ends = torch.zeros(2, 3, dtype=torch.bool)
+    losses, _ = dreamer.behavior.loss(dreamer.world, states(dreamer.world), ends)
+    assert losses["actor"].shape == (6, 3)
+
+
+# ---- which loss reaches which parameters ---------------------------------------------------------
+
+
+def reached(loss, dreamer):
+    """Names of the parameters that a loss moves."""
+    dreamer.zero_grad(set_to_none=True)
+    loss.mean().backward(retain_graph=True)
+    named = dreamer.named_parameters()
+    return {name for name, p in named if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def names(dreamer, *prefixes):
+    return {name for name, _ in dreamer.named_parameters() if name.startswith(prefixes)}
+
+
+CORE = (
+    "world.rssm.from",
+    "world.rssm.core",
+    "world.rssm.gates",
+    "world.rssm.post",
+    "world.encoder",
+)
+REACH = {
+    "vector": (*CORE, "world.decoder"),
+    "image": (*CORE, "world.decoder"),
+    "reward": (*CORE, "world.reward"),
+    "cont": (*CORE, "world.cont"),
+    "dyn": (*CORE, "world.rssm.prior"),
+    "rep": CORE,
+    "repval": (*CORE, "behavior.critic"),
+    "actor": ("behavior.actors",),
+    "value": ("behavior.critic",),
+}
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("reward", ["mean", "agent"])
+@pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
+@pytest.mark.parametrize("image", [False, True])
+def test_each_loss_reaches_its_parameters_and_no_others(
+    make_dreamer, make_batch, gradient, reward, discrete, image
+):
+    """Without an entropy bonus, so that the actors' gradient is that of the returns alone."""
+    dreamer = make_dreamer(
+        reward, image, imag_gradient=gradient, discrete=discrete, entropy=0.0, action_sizes=(2, 2)
+    )
+    batch = make_batch(dreamer.world, **({"image": (16, 16, 3)} if image else {}))
+    reward = combine_rewards(batch["reward"], dreamer.reward)
+    losses, state, _ = dreamer.world.loss(batch, reward)
+    feat = dreamer.world.rssm.features(state)
+    flags = batch["is_last"], batch["is_terminal"]
+    losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
+    losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
+    assert set(losses) == set(REACH) - {"vector" if image else "image"}
+    for name, loss in losses.items():
+        assert reached(loss, dreamer) == names(dreamer, *REACH[name]), name
+    reached(losses["actor"], dreamer)
+    for parameter in dreamer.behavior.actors.parameters():
+        assert (parameter.grad.flatten(1).abs().sum(1) > 0).all()  # of every agent
+
+
+def test_the_probe_teaches_itself_alone(make_dreamer, make_batch):
+    dreamer = make_dreamer()
+    batch = make_batch(dreamer.world, agent0=(3,), agent1=(2,), image=(16, 16, 3))
+    _, state, _ = dreamer.world.loss(batch, combine_rewards(batch["reward"], "mean"))
+    feat = dreamer.world.rssm.features(state)
+    loss = dreamer.probe.loss(feat, batch["image"])
+    pixels = (dreamer.probe(feat) - batch["image"] / 255).square()
+    assert torch.allclose(loss, pixels.flatten(2).sum(-1), rtol=1e-4)
+    assert reached(loss, dreamer) == names(dreamer, "probe")
+
+
+def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch):
+    dreamer = make_dreamer()
+    batch = make_batch(dreamer.world)
+    total, state, metrics = dreamer.losses(batch)
+    parts = {name: metrics[f"{name}_loss"] for name in SCALES if name != "image"}
+    assert total.item() == pytest.approx(sum(SCALES[n] * v.item() for n, v in parts.items()), 1e-4)
+    model = sum(parts[name].item() for name in ("vector", "reward", "cont", "dyn", "rep"))
+    assert metrics["model_loss"].item() == pytest.approx(model, rel=1e-4)
+    assert not any(part.requires_grad for part in (*state, *metrics.values()))
+    assert state[0].shape == (3, 5, 16) and all(value.shape == () for value in metrics.values())
+
+
+def test_slow_critic_follows_a_little(make_dreamer):
+    behavior = make_dreamer().behavior
+    before = copy.deepcopy(behavior.slow_critic)
+    behavior.update_slow()
+    for slow, old, new in zip(
+        behavior.slow_critic.parameters(),
+        before.parameters(),
+        behavior.critic.parameters(),
+        strict=True,
+    ):
+        assert torch.allclose(slow, 0.98 * old + 0.02 * new) and not slow.requires_grad
+
+
+# ---- the whole -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_policy_infers_then_acts_within_bounds(make_dreamer, make_batch, discrete):
+    dreamer = make_dreamer(discrete=discrete, max_std=5.0)
+    rows = {k: v[:, 0] for k, v in make_batch(dreamer.world).items() if k != "initial"}
+    rows["is_first"][:] = False
+    start = tuple(part[0] for part in states(dreamer.world, 1, 3))
+    torch.manual_seed(1)
+    action, state = dreamer.policy(rows, rows["action"], start, explore=True)
+    torch.manual_seed(1)
+    embed = dreamer.world.encoder(rows)
+    expected = dreamer.world.rssm.obs_step(start, rows["action"], embed, rows["is_first"])
+    policy = dreamer.behavior.actors(dreamer.world.rssm.features(expected))
+    assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
+    assert torch.equal(action, policy.sample().clamp(-1, 1)) and action.abs().max() <= 1
+    torch.manual_seed(1)
+    action, _ = dreamer.policy(rows, rows["action"], start, explore=False)
+    assert torch.equal(action, policy.mode) and not action.requires_grad
+
+
+def test_infer_gives_the_states_of_the_loss(make_dreamer, make_batch):
+    dreamer = make_dreamer()
+    batch = make_batch(dreamer.world)
+    torch.manual_seed(1)
+    state = dreamer.infer(batch)
+    torch.manual_seed(1)
+    _, expected, _ = dreamer.losses(batch)
+    assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_video_shows_truth_prediction_and_error(make_dreamer, make_batch, image):
+    dreamer = make_dreamer(image=image)
+    assert dreamer.draws
+    shapes = {} if image else {"agent0": (3,), "agent1": (2,)}
+    batch = make_batch(dreamer.world, 3, 7, image=(16, 16, 3), **shapes)
+    torch.manual_seed(1)
+    video = dreamer.video_pred(batch)
+    torch.manual_seed(1)
+    feat = dreamer.world.open_loop(batch)
+    drawn = dreamer.world.decoder(feat)["image"] if image else dreamer.probe(feat)
+    assert video.shape == (7, 48, 48, 3) and video.dtype == torch.uint8
+    for b in range(3):
+        column, truth = video[:, :, 16 * b : 16 * b + 16], batch["image"][b]
+        assert torch.equal(column[:, :16], truth)
+        assert (column[:, 16:32] - 255 * drawn[b]).abs().max() < 0.51
+        error = (255 * (drawn[b] + 1) - truth) / 2
+        assert (column[:, 32:] - error).abs().max() < 0.51
+
+
+# ---- learning in worlds made by hand -------------------------------------------------------------
+
+
+class Predicted:
+    def __init__(self, mean):
+        self.mean = mean
+
+
+class HandMade(nn.Module):
+    """A world with the interface of `WorldModel`, of two agents.
+
+    The first part of a state is a context (M, 3), which `advance` moves; the second is the last
+    action (M, 2, A). `rule` tells the rewards (..., R) from both.
+    """
+
+    def __init__(self, rule, width=2, advance=lambda context, action: context, cont=-30.0):
+        super().__init__()
+        self.rule, self.width, self.advance, self.logit = rule, width, advance, cont
+
+    @property
+    def rssm(self):
+        return self
+
+    def features(self, state):
+        return torch.cat([state[0], state[1].flatten(-2)], -1)
+
+    def img_step(self, state, action):
+        return self.advance(state[0], action), action
+
+    def reward(self, feat):
+        return Predicted(self.rule(feat[..., :3], feat[..., 3:].unflatten(-1, (2, self.width))))
+
+    def cont(self, feat):
+        return torch.full_like(feat[..., 0], self.logit)
+
+    def learn(self, behavior, count):
+        """The behaviour's losses from `count` random contexts before any action."""
+        context = F.one_hot(torch.randint(0, 3, (1, count)), 3).float()
+        start = context, torch.zeros(1, count, 2, self.width)
+        losses, _ = behavior.loss(self, start, torch.zeros(1, count, dtype=torch.bool))
+        return {name: loss.mean() for name, loss in losses.items()}
+
+
+def test_dynamics_gradient_equals_finite_differences(make_behavior):
+    """Exact where the policy is the same in all states: its last bias alone decides."""
+    mix, push = torch.randn(3, 3), torch.randn(4, 3)
+    world = HandMade(
+        lambda context, action: (context.square() + action[..., 1, :1]).sum(-1, keepdim=True),
+        advance=lambda context, action: torch.tanh(context @ mix + action.flatten(-2) @ push),
+        cont=2.0,
+    )
+    behavior = make_behavior(7, horizon=4, entropy=0.1)
+    behavior.scale.decay = 1.0  # stays at its lower limit of one
+    awaken(behavior.critic)
+    last = behavior.actors.body[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.normal_(last.bias, std=0.5)
+
+    def objective():
+        torch.manual_seed(1)
+        return world.learn(behavior, 64)["actor"]
+
+    objective().backward()
+    flat, slopes, step = last.bias.data.view(-1), [], 2e-2
+    for index, centre in enumerate(flat.tolist()):
+        ends = []
+        for move in (step, -step):
+            flat[index] = centre + move
+            ends.append(objective().item())
+        flat[index] = centre
+        slopes.append((ends[0] - ends[1]) / (2 * step))
+    assert torch.allclose(last.bias.grad.flatten(), torch.tensor(slopes), rtol=0.02, atol=2e-3)
+    assert (last.bias.grad.abs() > 0.01).sum() == 6  # agent 0 has one mean and one width of two
+
+
+def mean_gradient(behavior, rule, count=200):
+    """The gradient of the actors' loss for each agent's means (N, A), which start at zero."""
+    behavior.scale.decay = 1.0
+    nn.init.zeros_(behavior.actors.body[-1].weight)
+    HandMade(rule).learn(behavior, count)["actor"].backward()
+    return behavior.actors.body[-1].bias.grad.squeeze(1)[:, :2]
+
+
+ONE_STEP = {"horizon": 1, "entropy": 0.0, "action_sizes": (2, 2)}
+
+
+def test_a_team_reward_pays_every_actor_for_its_share(make_behavior):
+    grad = mean_gradient(
+        make_behavior(7, **ONE_STEP),
+        lambda _, action: 3 * action[..., 0, :1] - 50 * action[..., 1, 1:],
+    )
+    assert torch.allclose(grad, torch.tensor([[-3.0, 0], [0, 50]]), rtol=1e-4)
+
+
+def test_with_own_rewards_the_returns_of_others_are_ignored(make_behavior):
+    """Each agent's action matters more to the other than to itself."""
+
+    def rule(_, action):
+        mine, theirs = action[..., 0, 0], action[..., 1, 1]
+        return torch.stack([3 * mine + 100 * theirs, 2 * theirs - 50 * mine], -1)
+
+    grad = mean_gradient(make_behavior(7, **ONE_STEP, rewards=2), rule)
+    assert torch.allclose(grad, torch.tensor([[-3.0, 0], [0, -2]]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
+def test_an_agent_without_reward_of_its_own_learns_nothing(make_behavior, gradient, discrete):
+    def rule(_, action):
+        paid = action[..., 0, 0] + 0.5 * action[..., 1, 0]
+        return torch.stack([torch.zeros_like(paid), paid], -1)
+
+    behavior = make_behavior(7, **ONE_STEP, rewards=2, imag_gradient=gradient, discrete=discrete)
+    HandMade(rule).learn(behavior, 60)["actor"].backward()
+    for parameter in behavior.actors.parameters():
+        reach = parameter.grad.flatten(1).abs().amax(1) > 0
+        assert reach.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("reward", ["team", "agent"])
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
+def test_actors_solve_a_problem_of_one_step(make_behavior, gradient, discrete, reward):
+    """Reach a target that differs by context and agent, in imagination alone."""
+    mask = torch.tensor([[1.0, 1, 0], [1, 1, 1]])
+    if discrete:
+        target = F.one_hot(torch.tensor([[0, 2], [1, 0], [1, 1]]), 3).float()
+    else:
+        target = mask * torch.tensor([0.6, -0.4, 0.2]) * torch.tensor([[[1.0]], [[-1]], [[0.5]]])
+
+    def rule(context, action):
+        wanted = torch.einsum("...c,cna->...na", context, target)
+        own = -(action - wanted).square().sum(-1)
+        return own if reward == "agent" else own.mean(-1, keepdim=True)
+
+    behavior = make_behavior(
+        9,
+        **ONE_STEP | {"action_sizes": (2, 3)},
+        rewards=2 if reward == "agent" else 1,
+        imag_gradient=gradient,
+        discrete=discrete,
+    )
+    world, optimizer = HandMade(rule, width=3), LaProp(behavior.parameters(), lr=1e-2, warmup=10)
+    for _ in range(200):
+        losses = world.learn(behavior, 128)
+        optimizer.zero_grad()
+        (losses["actor"] + losses["value"]).backward()
+        optimizer.step()
+    played = behavior.actors(F.pad(torch.eye(3), (0, 6))).mode
+    assert (played - target).abs().max() < (1e-6 if discrete else 0.15)

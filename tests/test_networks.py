@@ -1,0 +1,533 @@
+"""Distributions, layers, the RSSM and the stacked actors, against plain reimplementations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Categorical, Normal
+
+from networks import (
+    MLP,
+    RSSM,
+    Actors,
+    BlockLinear,
+    BoundedNormal,
+    Head,
+    ImageDecoder,
+    ImageEncoder,
+    MultiDecoder,
+    MultiEncoder,
+    OneHotActions,
+    TwoHot,
+    TwoHotHead,
+    init_weights,
+    sample_one_hot,
+    symexp,
+    symexp_bins,
+    symlog,
+    two_hot,
+    uniform_mix,
+)
+
+SIZES = (1, 3, 2)  # action widths of three agents
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def test_symexp_inverts_symlog():
+    x = torch.tensor([-1e4, -3.0, -0.1, 0.0, 1e-3, 1.0, 250.0, 1e6], dtype=torch.float64)
+    assert torch.allclose(symexp(symlog(x)), x)
+    assert torch.allclose(symlog(torch.tensor([torch.e - 1, 1 - torch.e])), torch.tensor([1.0, -1]))
+
+
+def test_bins_are_symmetric_and_symexp_spaced():
+    bins = symexp_bins()
+    assert len(bins) == 255 and bins[127] == 0
+    assert torch.equal(bins, -bins.flip(0))
+    assert torch.allclose(symlog(bins), torch.linspace(-20, 20, 255), atol=1e-4)
+
+
+def test_two_hot_recovers_numbers():
+    bins = symexp_bins(41, 5.0)
+    x = torch.linspace(-140, 140, 999).view(3, 333)
+    target = two_hot(x, bins)
+    assert target.shape == (3, 333, 41)
+    assert (target >= 0).all() and ((target > 0).sum(-1) <= 2).all()
+    assert torch.allclose(target.sum(-1), torch.ones(3, 333))
+    assert torch.allclose((target * bins).sum(-1), x, rtol=1e-4, atol=1e-4)
+
+
+def test_two_hot_spreads_over_neighbours():
+    bins = torch.tensor([-1.0, 0.0, 2.0, 10.0])
+    weights = two_hot(torch.tensor([0.5, -0.25, 8.0]), bins)
+    assert torch.equal(
+        weights, torch.tensor([[0, 0.75, 0.25, 0], [0.25, 0.75, 0, 0], [0, 0, 0.25, 0.75]])
+    )
+
+
+def test_two_hot_is_one_hot_on_bins_and_beyond_them():
+    bins = symexp_bins(9, 3.0)
+    assert torch.equal(two_hot(bins, bins), torch.eye(9))
+    outside = two_hot(torch.tensor([-1e9, -19.1, 19.1, 1e9]), bins)
+    assert torch.equal(outside.argmax(-1), torch.tensor([0, 0, 8, 8]))
+    assert torch.equal(outside.amax(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("logit", [0.0, 3.3])
+def test_two_hot_mean_is_exactly_zero_for_equal_logits(logit):
+    assert (TwoHot(torch.full((7, 255), logit), symexp_bins()).mean == 0).all()
+    assert (TwoHotHead(6, 8, 1, 2)(torch.randn(5, 6)).mean == 0).all()
+
+
+def test_two_hot_mean_and_loss_against_brute_force():
+    bins = symexp_bins(21, 4.0)
+    logits = torch.randn(6, 2, 21)
+    number = torch.randn(6, 2) * 20
+    prediction = TwoHot(logits, bins)
+    for i in range(6):
+        for j in range(2):
+            p = logits[i, j].double().exp() / logits[i, j].double().exp().sum()
+            assert prediction.mean[i, j].item() == pytest.approx((p * bins).sum().item(), abs=1e-4)
+            above = next(k for k in range(21) if bins[k] > number[i, j])
+            share = (number[i, j] - bins[above - 1]) / (bins[above] - bins[above - 1])
+            cross = -(1 - share) * p[above - 1].log() - share * p[above].log()
+            assert prediction.loss(number)[i, j].item() == pytest.approx(cross.item(), rel=1e-4)
+
+
+def test_two_hot_loss_gives_its_target_no_gradient():
+    logits, target = torch.zeros(3, 5, requires_grad=True), torch.ones(3, requires_grad=True)
+    TwoHot(logits, symexp_bins(5, 2.0)).loss(target).sum().backward()
+    assert target.grad is None and logits.grad.abs().sum() > 0
+
+
+# ---- distributions -------------------------------------------------------------------------------
+
+
+def test_uniform_mix():
+    logits = torch.tensor([[100.0, 0, 0, 0], [1.0, 2, 3, 4]])
+    probs = uniform_mix(logits, 0.04).exp()
+    assert torch.allclose(probs[0], torch.tensor([0.97, 0.01, 0.01, 0.01]))
+    assert torch.allclose(probs[1], 0.96 * logits[1].softmax(-1) + 0.01)
+
+
+@pytest.mark.parametrize("kind", ["latent", "action"])
+def test_samples_are_exactly_one_hot(kind):
+    """Also in the last bit: what the replay stores is what the model saw."""
+    if kind == "latent":
+        sample = sample_one_hot(uniform_mix(torch.randn(2000, 4), 0.01))
+    else:
+        sample = OneHotActions(torch.randn(2000, 1, 4), torch.ones(1, 4), 0.01).sample()
+    assert set(sample.unique().tolist()) == {0.0, 1.0}
+
+
+def test_one_hot_samples_have_the_right_frequencies():
+    probs = torch.tensor([[0.5, 0.3, 0.0, 0.2], [0.01, 0.01, 0.01, 0.97]])
+    samples = sample_one_hot(probs.log().expand(40_000, 2, 4))
+    assert torch.allclose(samples.mean(0), probs, atol=0.012)
+    assert samples[:, 0, 2].abs().max() == 0
+    both = (samples[:, 0, 0] * samples[:, 1, 3]).mean()  # independent draws
+    assert both.item() == pytest.approx(0.5 * 0.97, abs=0.012)
+
+
+def test_one_hot_samples_pass_the_gradient_of_probabilities():
+    logits, weight = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    (sample_one_hot(uniform_mix(logits, 0.1)) * weight).sum().backward()
+    expected = torch.autograd.grad((uniform_mix(logits, 0.1).exp() * weight).sum(), logits)[0]
+    assert torch.allclose(logits.grad, expected, atol=1e-6)
+
+
+def make_mask(sizes=SIZES):
+    mask = torch.zeros(len(sizes), max(sizes))
+    for agent, size in enumerate(sizes):
+        mask[agent, :size] = 1
+    return mask
+
+
+def test_bounded_normal_against_torch():
+    mean, width = torch.randn(50, 3, 3), torch.randn(50, 3, 3)
+    policy = BoundedNormal(mean, width, make_mask(), 0.2, 0.9)
+    action = policy.sample()
+    log_prob, entropy = policy.log_prob(action), policy.entropy()
+    assert action.shape == (50, 3, 3) and log_prob.shape == entropy.shape == (50, 3)
+    for agent, size in enumerate(SIZES):
+        own = agent, slice(size)
+        std = 0.7 / (1 + torch.exp(-width[:, *own] - 2)) + 0.2
+        normal = Normal(torch.tanh(mean[:, *own]), std)
+        assert torch.allclose(log_prob[:, agent], normal.log_prob(action[:, *own]).sum(-1))
+        assert torch.allclose(entropy[:, agent], normal.entropy().sum(-1))
+        assert torch.allclose(policy.mode[:, *own], normal.mean)
+        assert (action[:, agent, size:] == 0).all() and (policy.mode[:, agent, size:] == 0).all()
+
+
+def test_bounded_normal_samples_have_its_mean_and_deviation():
+    mean, width = torch.tensor([[0.5, -1.0]]), torch.tensor([[-3.0, 1.0]])
+    policy = BoundedNormal(mean.expand(40_000, 1, 2), width, torch.ones(1, 2), 0.1, 1.0)
+    sample = policy.sample()
+    assert torch.allclose(sample.mean(0), torch.tanh(mean), atol=0.02)
+    assert torch.allclose(sample.std(0), 0.9 * torch.sigmoid(width + 2) + 0.1, atol=0.02)
+
+
+def test_bounded_normal_samples_carry_the_gradient_of_mean_and_width():
+    mean = torch.zeros(4, 1, 2, requires_grad=True)
+    width = torch.zeros(4, 1, 2, requires_grad=True)
+    policy = BoundedNormal(mean, width, torch.tensor([[1.0, 0.0]]), 0.1, 1.0)
+    policy.sample().square().sum().backward()
+    assert mean.grad[..., 0].abs().min() > 0 and width.grad[..., 0].abs().min() > 0
+    assert mean.grad[..., 1].abs().max() == 0 and width.grad[..., 1].abs().max() == 0
+
+
+def test_one_hot_actions_against_torch():
+    logits = torch.randn(50, 3, 3)
+    policy = OneHotActions(logits, make_mask(), 0.05)
+    action = policy.sample()
+    log_prob, entropy = policy.log_prob(action), policy.entropy()
+    assert action.shape == (50, 3, 3) and log_prob.shape == entropy.shape == (50, 3)
+    for agent, size in enumerate(SIZES):
+        probs = 0.95 * logits[:, agent, :size].softmax(-1) + 0.05 / size
+        own = Categorical(probs=probs)
+        assert torch.allclose(
+            log_prob[:, agent], own.log_prob(action[:, agent].argmax(-1)), atol=1e-5
+        )
+        assert torch.allclose(entropy[:, agent], own.entropy(), atol=1e-5)
+        assert torch.equal(policy.mode[:, agent].argmax(-1), probs.argmax(-1))
+        assert policy.mode[:, agent].sum(-1).eq(1).all()
+
+
+def test_padding_of_discrete_actions_is_never_drawn():
+    # The padded logits are the highest, and uniform mixing must not revive them either.
+    logits = torch.tensor([0.0, 0.0, 50.0]).expand(20_000, 3, 3)
+    policy = OneHotActions(logits, make_mask(), 0.3)
+    frequencies = policy.sample().mean(0)
+    assert (frequencies[0] == torch.tensor([1.0, 0, 0])).all()
+    assert frequencies[2, 2] == 0
+    expected = 0.7 * torch.tensor([0.0, 0.0, 1.0]) + 0.1
+    assert torch.allclose(frequencies[1], expected, atol=0.02)
+    assert torch.allclose(frequencies[2, :2], torch.tensor([0.5, 0.5]), atol=0.02)
+    assert policy.mode[:, 0, 0].all() and policy.mode[:, 2, 2].sum() == 0
+
+
+def test_one_hot_actions_have_finite_gradients_despite_padding():
+    logits = torch.randn(8, 3, 3, requires_grad=True)
+    policy = OneHotActions(logits, make_mask(), 0.01)
+    action, weight = policy.sample(), torch.randn(8, 3, 3)
+    ((action * weight).sum() + policy.entropy().sum() + policy.log_prob(action).sum()).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[:, 0].abs().max() < 1e-6  # one action leaves no choice
+    assert logits.grad[:, 1].abs().min() > 0
+
+
+def test_one_hot_actions_pass_the_gradient_of_probabilities():
+    logits, weight = torch.randn(6, 3, 3, requires_grad=True), torch.randn(6, 3, 3)
+    policy = OneHotActions(logits, make_mask(), 0.1)
+    gradient = torch.autograd.grad((policy.sample() * weight).sum(), logits, retain_graph=True)[0]
+    expected = torch.autograd.grad((policy.probs * weight).sum(), logits)[0]
+    assert torch.allclose(gradient, expected, atol=1e-6) and expected.abs().sum() > 0
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def test_init_weights_has_the_promised_variance_within_two_deviations():
+    weight = init_weights(torch.empty(400, 400), fan_in=400, scale=4.0)
+    assert weight.var().item() == pytest.approx(4.0 / 400, rel=0.02)
+    assert weight.abs().max() <= 2 * 0.1 / 0.8796 + 1e-6
+    assert (init_weights(torch.ones(3, 3), 3, scale=0) == 0).all()
+
+
+def test_block_linear_equals_a_block_diagonal_matrix():
+    layer, x = BlockLinear(12, 6, 3), torch.randn(5, 12)
+    assert torch.allclose(layer(x), x @ torch.block_diag(*layer.weight), atol=1e-6)
+
+
+def test_heads_shape_their_output():
+    assert Head(6, 8, 1, (), scale=1.0)(torch.randn(4, 5, 6)).shape == (4, 5)
+    head = Head(6, 8, 2, (2, 3), scale=1.0)
+    x = torch.randn(4, 5, 6)
+    assert head(x).shape == (4, 5, 2, 3)
+    expected = (head.body(x) @ head.out.weight.T).view(4, 5, 2, 3)
+    assert torch.allclose(head(x), expected, atol=1e-6)
+
+
+def test_mlp_layers_are_linear_norm_silu():
+    mlp, x = MLP(5, 7, 2), torch.randn(4, 5)
+    expected = x
+    for layer in (0, 3):
+        expected = expected @ mlp[layer].weight.T
+        expected = expected / (expected.square().mean(-1, keepdim=True) + 1e-4).sqrt()
+        expected = F.silu(expected)
+    assert torch.allclose(mlp(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_image_encoder_and_decoder_shapes_and_ranges(size):
+    image = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    encoder, decoder = ImageEncoder(size, 2), ImageDecoder(6, size, 2)
+    embed = encoder(image)
+    assert embed.shape == (2, encoder.outputs)
+    changed = image.clone()
+    changed[1, 0, 0] = 255 - changed[1, 0, 0]
+    same = (encoder(changed) == embed).all(-1)
+    assert same.tolist() == [True, False]
+    drawn = decoder(torch.randn(2, 4, 6))
+    assert drawn.shape == (2, 4, size, size, 3) and drawn.min() > 0 and drawn.max() < 1
+
+
+SHAPES = {"agent0": (3,), "image": (16, 16, 3), "agent1": (2,)}
+
+
+def make_obs(*lead):
+    image = torch.randint(0, 256, (*lead, 16, 16, 3), dtype=torch.uint8)
+    return {"agent0": 9 * torch.randn(*lead, 3), "agent1": torch.randn(*lead, 2), "image": image}
+
+
+def test_multi_encoder_joins_vectors_and_image():
+    encoder, obs = MultiEncoder(SHAPES, 8, 1, 2), make_obs(2, 4)
+    embed = encoder(obs)
+    assert embed.shape == (2, 4, encoder.outputs)
+    vectors = encoder.mlp(symlog(torch.cat([obs["agent0"], obs["agent1"]], -1)))
+    assert torch.allclose(embed[..., :8], vectors, atol=1e-6)
+    one = encoder({key: value[1, 2:3] for key, value in obs.items()})
+    assert torch.allclose(one[0], embed[1, 2], atol=1e-5)
+
+
+def test_multi_decoder_loss_against_brute_force():
+    decoder, obs, feat = MultiDecoder(SHAPES, 6, 8, 1, 2), make_obs(2, 3), torch.randn(2, 3, 6)
+    losses, predicted = decoder.loss(feat, obs), decoder(feat)
+    assert set(losses) == {"vector", "image"}
+    for b in range(2):
+        for t in range(3):
+            vector = sum(
+                (predicted[key][b, t, i] - symlog(obs[key][b, t, i])).square().item()
+                for key in ("agent0", "agent1")
+                for i in range(len(obs[key][b, t]))
+            )
+            image = (predicted["image"][b, t] - obs["image"][b, t].double() / 255).square().sum()
+            assert losses["vector"][b, t].item() == pytest.approx(vector, rel=1e-4)
+            assert losses["image"][b, t].item() == pytest.approx(image.item(), rel=1e-4)
+
+
+# ---- RSSM ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rssm():
+    return RSSM(embed=7, actions=6, deter=12, stoch=3, classes=4, units=10, blocks=3)
+
+
+def random_state(rssm, batch):
+    stoch = F.one_hot(torch.randint(0, 4, (batch, 3)), 4).float()
+    return torch.randn(batch, rssm.deter), stoch
+
+
+def norm_silu(x):
+    return F.silu(x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt())
+
+
+def test_rssm_memory_is_dreamers_block_gru(rssm):
+    """Each block sees its own memory and all inputs, and has its own three gates."""
+    nn.init.normal_(rssm.gates_bias)
+    nn.init.normal_(rssm.core_shared.bias)
+    (deter, stoch), action = random_state(rssm, 5), torch.randn(5, 2, 3)
+    bounded = action.flatten(1) / action.flatten(1).abs().clamp(min=1)
+    inputs = torch.cat(
+        [
+            norm_silu(deter @ rssm.from_deter[0].weight.T),
+            norm_silu(stoch.flatten(1) @ rssm.from_stoch[0].weight.T),
+            norm_silu(bounded @ rssm.from_action[0].weight.T),
+        ],
+        -1,
+    )
+    blocks = [slice(4 * k, 4 * k + 4) for k in range(3)]
+    hidden = []
+    for k, own in enumerate(blocks):
+        weight, bias = rssm.core_shared.weight[own], rssm.core_shared.bias[own]
+        hidden.append(deter[:, own] @ rssm.core_own.weight[k] + inputs @ weight.T + bias)
+    hidden = norm_silu(torch.cat(hidden, -1))
+    expected = []
+    for k, own in enumerate(blocks):
+        gates = hidden[:, own] @ rssm.gates.weight[k] + rssm.gates_bias[12 * k : 12 * k + 12]
+        reset, candidate, update = gates[:, :4], gates[:, 4:8], gates[:, 8:]
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        update = torch.sigmoid(update - 1)
+        expected.append(update * candidate + (1 - update) * deter[:, own])
+    result, _ = rssm.img_step((deter, stoch), action)
+    assert torch.allclose(result, torch.cat(expected, -1), atol=1e-5)
+
+
+def test_img_step_draws_from_the_prior(rssm):
+    state = random_state(rssm, 1)
+    many = tuple(part.expand(20_000, *part.shape[1:]) for part in state)
+    deter, stoch = rssm.img_step(many, torch.zeros(20_000, 2, 3))
+    assert torch.allclose(stoch.mean(0), rssm.prior(deter[0]).exp(), atol=0.02)
+    logits = rssm.prior_head(deter[0])
+    assert torch.allclose(rssm.prior(deter[0]).exp(), 0.99 * logits.softmax(-1) + 0.0025)
+
+
+def sequence(rssm, batch=3, time=6):
+    is_first = torch.zeros(batch, time, dtype=torch.bool)
+    return torch.randn(batch, time, 2, 3), torch.randn(batch, time, 7), is_first
+
+
+def test_observe_equals_steps_of_obs_step(rssm):
+    action, embed, is_first = sequence(rssm)
+    is_first[0, 0] = is_first[1, 3] = True
+    state = first = random_state(rssm, 3)
+    torch.manual_seed(1)
+    deter, stoch, _ = rssm.observe(action, embed, is_first, first)
+    torch.manual_seed(1)
+    for t in range(6):
+        state = rssm.obs_step(state, action[:, t], embed[:, t], is_first[:, t])
+        assert torch.allclose(deter[:, t], state[0], atol=1e-6)
+        assert torch.allclose(stoch[:, t], state[1], atol=1e-6)
+
+
+def test_posterior_comes_from_memory_and_observation(rssm):
+    action, embed, is_first = sequence(rssm, time=1)
+    deter, _, post = rssm.observe(action, embed, is_first, random_state(rssm, 3))
+    mixed = deter @ rssm.post_deter.weight.T + embed @ rssm.post_embed.weight.T
+    logits = (norm_silu(mixed) @ rssm.post_head[2].weight.T).view(3, 1, 3, 4)
+    assert torch.allclose(post.exp(), 0.99 * logits.softmax(-1) + 0.0025, atol=1e-5)
+
+
+def test_a_reset_forgets_what_came_before(rssm):
+    """State, action that led there, and earlier observations: none of it may leak."""
+    action, embed, is_first = sequence(rssm)
+    is_first[1, 3] = True
+    one, other = random_state(rssm, 3), random_state(rssm, 3)
+    torch.manual_seed(1)
+    before = rssm.observe(action, embed, is_first, one)
+    action[:, :4], embed[:, :3] = 5.0, -5.0
+    torch.manual_seed(1)
+    after = rssm.observe(action, embed, is_first, other)
+    for left, right in zip(before, after, strict=True):
+        assert torch.equal(left[1, 3:], right[1, 3:])
+    assert not torch.allclose(before[0][1, 2], after[0][1, 2])
+    # Without a reset, the past does matter.
+    assert not torch.allclose(before[0][0, 3:], after[0][0, 3:])
+
+
+def test_a_reset_starts_from_the_initial_state(rssm):
+    action, embed, is_first = sequence(rssm, time=1)
+    state = random_state(rssm, 3)
+    torch.manual_seed(1)
+    reset = rssm.observe(action, embed, ~is_first, state)
+    torch.manual_seed(1)
+    fresh = rssm.observe(torch.zeros_like(action), embed, is_first, rssm.initial(3))
+    for left, right in zip(reset, fresh, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_action_before_a_step_matters(rssm):
+    action, embed, is_first = sequence(rssm)
+    deter, _, _ = rssm.observe(action, embed, is_first, rssm.initial(3))
+    state = rssm.initial(3)
+    expected, _ = rssm.img_step(state, action[:, 0])
+    assert torch.allclose(deter[:, 0], expected, atol=1e-6)
+
+
+def test_pack_and_unpack_round_trip(rssm):
+    state = random_state(rssm, 5)
+    packed = rssm.pack(state)
+    assert packed["deter"].dtype == torch.float16 and packed["stoch"].dtype == torch.uint8
+    assert torch.equal(packed["stoch"].long(), state[1].argmax(-1))
+    deter, stoch = rssm.unpack(packed)
+    assert deter.dtype == stoch.dtype == torch.float32
+    assert torch.equal(stoch, state[1]) and torch.allclose(deter, state[0], rtol=1e-3, atol=1e-6)
+    again = rssm.pack((deter, stoch))
+    assert all(torch.equal(again[key], packed[key]) for key in packed)
+
+
+def test_pack_holds_256_classes():
+    rssm = RSSM(embed=2, actions=1, deter=2, stoch=1, classes=256, units=2, blocks=1)
+    stoch = torch.eye(256)[:, None]
+    assert torch.equal(rssm.unpack(rssm.pack((torch.zeros(256, 2), stoch)))[1], stoch)
+
+
+def test_features_hold_memory_and_categories(rssm):
+    state = random_state(rssm, 5)
+    feat = rssm.features(state)
+    assert feat.shape == (5, rssm.feat)
+    assert torch.equal(feat[:, :12], state[0]) and torch.equal(feat[:, 12:].view(5, 3, 4), state[1])
+
+
+def test_bound_action_clips_with_a_gradient():
+    action = torch.tensor([-4.0, -1.0, -0.3, 0.0, 0.9, 1.0, 2.0], requires_grad=True)
+    bounded = RSSM.bound_action(action)
+    assert torch.equal(bounded, action.clamp(-1, 1))
+    bounded.sum().backward()
+    assert torch.allclose(action.grad, torch.tensor([0.25, 1, 1, 1, 1, 1, 0.5]))
+
+
+# ---- actors --------------------------------------------------------------------------------------
+
+
+def make_actors(discrete, sizes=SIZES):
+    actors = Actors(9, sizes, discrete, units=8, layers=2)
+    for parameter in actors.parameters():  # away from the near-zero start, norms included
+        nn.init.normal_(parameter, std=0.7)
+    return actors
+
+
+def single(actors, agent, size):
+    """A team of one with the weights of one agent of the stack."""
+    own = Actors(9, (size,), actors.discrete, units=8, layers=2)
+    outputs = torch.arange(size)
+    if not actors.discrete:  # means, then log-widths
+        outputs = torch.cat([outputs, actors.mask.shape[1] + outputs])
+    state = {}
+    for name, value in actors.state_dict().items():
+        value = value[agent : agent + 1]
+        last = name.startswith(f"body.{len(actors.body) - 1}.")
+        state[name] = value[..., outputs] if last else value
+    own.load_state_dict(state)
+    return own
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_stacked_actors_equal_a_loop_of_single_ones(discrete):
+    actors, feat = make_actors(discrete), torch.randn(4, 5, 9)
+    policy = actors(feat)
+    action = policy.sample()
+    assert action.shape == (4, 5, 3, 3) and actors(feat[0, 0:1]).mode.shape == (1, 3, 3)
+    assert (action * (1 - actors.mask) == 0).all()
+    for agent, size in enumerate(SIZES):
+        own = single(actors, agent, size)(feat)
+        assert own.mode.shape == (4, 5, 1, size)
+        assert torch.allclose(policy.mode[:, :, agent, :size], own.mode[:, :, 0], atol=1e-5)
+        log_prob = own.log_prob(action[:, :, agent : agent + 1, :size])
+        assert torch.allclose(policy.log_prob(action)[..., agent], log_prob[..., 0], atol=1e-4)
+        assert torch.allclose(policy.entropy()[..., agent], own.entropy()[..., 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("sizes", [SIZES, (1, 1, 1), (2, 2, 2)])
+def test_log_prob_is_of_the_own_action_alone(discrete, sizes):
+    policy = make_actors(discrete, sizes)(torch.randn(6, 9))
+    for agent in range(3):
+        action = policy.sample().detach().requires_grad_()
+        policy.log_prob(action)[:, agent].sum().backward(retain_graph=True)
+        reached = action.grad.abs().sum((0, 2)) > 0
+        alone = [other == agent for other in range(3)]
+        if discrete and sizes[agent] == 1:
+            alone = [False] * 3  # the only action has probability one
+        assert reached.tolist() == alone
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_each_policy_depends_on_its_own_weights_alone(discrete):
+    actors = make_actors(discrete, (2, 2, 2))
+    policy = actors(torch.randn(6, 9))
+    for agent in range(3):
+        loss = policy.entropy()[:, agent].sum()
+        grads = torch.autograd.grad(loss, list(actors.parameters()), retain_graph=True)
+        assert all((grad.flatten(1).abs().sum(1) > 0).tolist()[agent] for grad in grads[:-1])
+        for grad in grads:
+            assert grad[[other for other in range(3) if other != agent]].abs().max() == 0
+
+
+def test_new_actors_are_undecided():
+    feat = torch.randn(64, 9)
+    assert Actors(9, SIZES, False, 8, 2)(feat).mode.abs().max() < 0.5
+    entropy = Actors(9, SIZES, True, 8, 2)(feat).entropy().mean(0)
+    assert torch.allclose(entropy, torch.tensor(SIZES).log(), atol=0.05)
