@@ -28,6 +28,7 @@ from envs.extras import extras
 from envs.raster import Camera, Shape, draw
 
 WHITE = 255
+LEGIBLE_PEN = 0.6  # strokes of large pictures are at least so many pixels wide per pixel of VMAS's
 GRAY = (0.25, 0.25, 0.25)
 BLACK = (0.15, 0.15, 0.15)
 
@@ -44,7 +45,8 @@ def render(
     The camera is that of `Environment.render`: it zooms out to fit all agents, or stays on the
     agent whose index is `follow`. Where the picture's aspect is not the viewer's, the view is
     widened, never cropped or stretched. `copies` draws only the first so many. `legible` is for
-    people: thicker strokes, shades to tell agents of one colour apart, and halos around goals.
+    people: thicker strokes, opaque agents in shades that tell those of one colour apart, lidar
+    faint and beneath, halos around goals.
     An entity whose position is not finite is left out.
 
     Returns uint8 (B, h, w, 3) on the simulator's device. Raises ValueError on a bad argument.
@@ -57,7 +59,7 @@ def render(
         camera = _camera(simulator, height, width, copies, follow)
         shapes = _scene(simulator, copies, legible)
         if legible:
-            camera.pen = max(camera.pen, 0.9)
+            camera.pen = max(camera.pen, LEGIBLE_PEN)
         draw(frames, shapes, camera)
     return frames
 
@@ -158,21 +160,26 @@ def _entities(sim: Any, copies: int, legible: bool) -> list[Shape]:
     turns = torch.stack([e.state.rot[:copies, 0] for e in entities], 1).float()  # (B, E)
     turns = turns.nan_to_num(0.0, 0.0, 0.0)
     shades = _shades(entities) if legible else {}
-    shapes, halos = [], []
+    under, shapes = [], []
     for i, entity in enumerate(entities):
         spot, turn, shown = spots[:, i : i + 1], turns[:, i : i + 1], seen[:, i].float()
         color, alpha = _color(entity, copies, spot.device)
-        color = shades.get(entity.name, color)
+        if legible and _is_agent(entity):
+            color, alpha = shades.get(entity.name, color), 1.0
         shapes.append(_body(entity.shape, spot, turn, color, shown * alpha))
         if legible and _is_goal(entity):
-            halos += _halo(shapes[-1], 0.03 * float(sim.scenario.viewer_zoom))
+            under += _halo(shapes[-1], 0.03 * float(sim.scenario.viewer_zoom))
         for sensor in getattr(entity, "sensors", None) or []:
-            shapes += _rays(sensor, spot, turn, shown)
+            rays = _rays(sensor, spot, turn, shown)
+            if legible:  # they would hide the agent
+                under += [replace(ray, alpha=ray.alpha * 0.4) for ray in rays]
+            else:
+                shapes += rays
         force = entity.state.force if getattr(entity, "_render_action", False) else None
         if force is not None:
             tip = force[:copies, None].float() * (10 * entity.shape.circumscribed_radius())
             shapes.append(_arrow(spot, tip.nan_to_num(0.0, 0.0, 0.0), color, shown))
-    return halos + shapes
+    return under + shapes
 
 
 def _color(entity: Any, copies: int, device: torch.device) -> tuple[Any, Any]:
@@ -223,7 +230,7 @@ def _shades(entities: list[Any]) -> dict[str, tuple[float, ...]]:
     """Colours by which agents of one colour are told apart: darker to lighter, hue turned a bit."""
     teams: dict[tuple[float, ...], list[str]] = {}
     for entity in entities:
-        if hasattr(entity, "sensors") and not isinstance(entity.color, Tensor):
+        if _is_agent(entity) and not isinstance(entity.color, Tensor):
             teams.setdefault(tuple(entity.color), []).append(entity.name)
     shades = {}
     for color, names in teams.items():
@@ -235,11 +242,14 @@ def _shades(entities: list[Any]) -> dict[str, tuple[float, ...]]:
     return shades
 
 
+def _is_agent(entity: Any) -> bool:
+    return hasattr(entity, "sensors")
+
+
 def _is_goal(entity: Any) -> bool:
     """Whether this is a round mark on the ground, the look of a goal in VMAS."""
-    return hasattr(entity.shape, "radius") and not (
-        entity.collide or entity.movable or hasattr(entity, "sensors")
-    )
+    fixed = not (entity.collide or entity.movable or _is_agent(entity))
+    return fixed and hasattr(entity.shape, "radius")
 
 
 def _halo(goal: Shape, gap: float) -> list[Shape]:
