@@ -179,12 +179,15 @@ class BlockLinear(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """`layers` of linear, RMSNorm and SiLU."""
+    """`layers` of linear, RMSNorm and SiLU.
+
+    The linear layers need their bias: without it, RMSNorm would hide how large an input is.
+    """
 
     def __init__(self, inputs: int, units: int, layers: int):
         parts = []
         for _ in range(layers):
-            parts += [Linear(inputs, units, bias=False), nn.RMSNorm(units, eps=1e-4), nn.SiLU()]
+            parts += [Linear(inputs, units), nn.RMSNorm(units, eps=1e-4), nn.SiLU()]
             inputs = units
         super().__init__(*parts)
 
@@ -223,8 +226,7 @@ class ChannelNorm(nn.RMSNorm):
 
 def _conv(layer: nn.Module, inputs: int, kernel: int) -> nn.Module:
     init_weights(layer.weight, inputs * kernel**2)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -235,7 +237,7 @@ class ImageEncoder(nn.Sequential):
         widths = [3] + [depth * mult for mult in mults]
         parts = []
         for inputs, outputs in pairwise(widths):
-            conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+            conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
             parts += [_conv(conv, inputs, 4), ChannelNorm(outputs, eps=1e-4), nn.SiLU()]
         super().__init__(*parts, nn.Flatten())
         self.outputs = widths[-1] * (size >> len(mults)) ** 2
@@ -460,15 +462,14 @@ class RSSM(nn.Module):
 class StackedLinear(nn.Module):
     """N linear layers as one batched product: weight (N, inputs, outputs)."""
 
-    def __init__(self, count: int, inputs: int, outputs: int, bias: bool, scale: float = 1.0):
+    def __init__(self, count: int, inputs: int, outputs: int, scale: float = 1.0):
         super().__init__()
         self.weight = nn.Parameter(init_weights(torch.empty(count, inputs, outputs), inputs, scale))
-        self.bias = nn.Parameter(torch.zeros(count, 1, outputs)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(count, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, M, inputs), or (M, inputs) for all alike, to (N, M, outputs)."""
-        x = torch.matmul(x, self.weight)
-        return x if self.bias is None else x + self.bias
+        return torch.matmul(x, self.weight) + self.bias
 
 
 class StackedRMSNorm(nn.Module):
@@ -505,11 +506,11 @@ class Actors(nn.Module):
         count, width = len(action_sizes), max(action_sizes)
         body = []
         for _ in range(layers):
-            body += [StackedLinear(count, inputs, units, bias=False)]
+            body += [StackedLinear(count, inputs, units)]
             body += [StackedRMSNorm(count, units), nn.SiLU()]
             inputs = units
         outputs = width if discrete else 2 * width
-        self.body = nn.Sequential(*body, StackedLinear(count, units, outputs, True, scale=0.01))
+        self.body = nn.Sequential(*body, StackedLinear(count, units, outputs, scale=0.01))
         mask = torch.arange(width) < torch.tensor(action_sizes).unsqueeze(-1)
         self.register_buffer("mask", mask.float(), persistent=False)
 

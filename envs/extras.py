@@ -7,9 +7,11 @@ module whose geometries remember instead of drawing.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +64,7 @@ class Geom:
         self.transforms: list[Transform] = []
 
     def set_color(self, r: float, g: float, b: float, alpha: float = 1.0) -> None:
-        self.color = (float(r), float(g), float(b), float(alpha))
+        self.color = tuple(min(max(float(value), 0.0), 1.0) for value in (r, g, b, alpha))
 
     def add_attr(self, attr: Any) -> None:
         if isinstance(attr, Transform):
@@ -83,7 +85,8 @@ def _array(points: Any) -> np.ndarray:
     """Points given as a tensor, or as nested sequences of numbers or of one-element tensors."""
     if isinstance(points, Tensor):
         return points.detach().cpu().double().numpy().reshape(-1, 2)
-    return np.array([[float(x) for x in point] for point in points]).reshape(-1, 2)
+    rows = [p.tolist() if isinstance(p, Tensor) else [float(x) for x in p] for p in points]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
 def _ellipse(
@@ -159,6 +162,12 @@ def _module() -> types.ModuleType:
     def nothing(*args: Any, **kwargs: Any) -> Geom:
         return Geom()
 
+    def unknown(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        warnings.warn(f"without OpenGL, {name} of {module.__name__} is not drawn", stacklevel=2)
+        return nothing
+
     module = types.ModuleType("vmas.simulator.rendering")
     vars(module).update(
         Geom=Geom,
@@ -169,14 +178,12 @@ def _module() -> types.ModuleType:
         FilledPolygon=lambda v, draw_border=True: _polygon(v, True, draw_border),
         Compound=lambda gs: Geom("group", parts=list(gs)),
         TextLine=nothing,
-        Image=nothing,
-        Point=nothing,
-        LineStyle=nothing,
         make_circle=circle,
         make_ellipse=_ellipse,
         make_polygon=_polygon,
         make_polyline=lambda v: polyline(v, False),
         render_function_util=_plot,
+        __getattr__=unknown,
     )
     return module
 
@@ -209,13 +216,13 @@ def extras(scenario: Any, copies: int, device: torch.device) -> list[Shape]:
         scenes = [scenario.extra_render(env_index=i) for i in range(copies)]
     # Copies can differ in what they show: align their lists, keeping the order within each
     slots: list[tuple[Any, dict[int, np.ndarray]]] = []
-    for copy, geoms in enumerate(scenes):
+    for row, geoms in enumerate(scenes):
         at = 0
         for key, numbers in _runs(_flat(geoms)):
             at = next((i for i in range(at, len(slots)) if slots[i][0] == key), at)
             if at == len(slots) or slots[at][0] != key:
                 slots.insert(at, (key, {}))
-            slots[at][1][copy] = numbers
+            slots[at][1][row] = numbers
             at += 1
     return [_shape(key, rows, copies, device) for key, rows in slots]
 
@@ -224,9 +231,10 @@ def _flat(geoms: list[Geom]) -> Iterator[Geom]:
     """Geometries that can be drawn, groups taken apart; a group's colour is its parts' too."""
     for geom in geoms:
         if geom.kind == "group":
-            for part in geom.details["parts"]:
+            parts = [copy.copy(part) for part in geom.details["parts"]]
+            for part in parts:
                 part.color, part.transforms = geom.color, part.transforms + geom.transforms
-            yield from _flat(geom.details["parts"])
+            yield from _flat(parts)
         elif geom.kind != "nothing":
             yield geom
 
@@ -289,41 +297,46 @@ def _shape(key: tuple[Any, ...], rows: dict[int, np.ndarray], copies: int, devic
     """A shape from the numbers of the copies that have it; it is transparent in the others."""
     parts, width = max(len(row) for row in rows.values()), next(iter(rows.values())).shape[1]
     table = np.full((copies, parts, width), np.nan)
-    for copy, row in rows.items():
-        table[copy, : len(row)] = row
+    for i, row in rows.items():
+        table[i, : len(row)] = row
     absent = ~np.isfinite(table).all(-1)  # (B, R)
-    table[absent] = 0.0
     kind, style, color = key[:3]
-    if kind == "disc":
-        table[absent] = (0.0, 0.0, -1.0)  # radius -1, so that not even a rim shows
+    table[absent] = [0.0, 0.0, -1.0] if kind == "disc" else 0.0  # so that not even a rim shows
     shown = torch.from_numpy(~absent.all(1)).float().to(device)
-    numbers = torch.from_numpy(table).float().to(device)
     look = {"color": color[:3], "alpha": shown * color[3]}
-    centre = numbers[..., :2]
+    if kind in ("polygon", "box"):
+        look["rim"] = None if style else 0.0
+    elif kind not in ("disc", "plot"):
+        look["stroke"] = style
+    numbers = torch.from_numpy(table).float().to(device)
     span = float(np.ptp(table[..., :2], (0, 1)).max() / 2)
-    if kind in ("disc", "ring"):
-        look["stroke"] = style if kind == "ring" else None
-        reach = float(table[..., 2].max())
-        return Shape(kind, centre, numbers[..., [2, 2]], reach=reach, span=span, **look)
-    if kind == "grid":
-        return Shape(kind, centre, numbers[..., [2, 2]], stroke=style, **look)
-    if kind in ("line", "polyline"):
-        step = numbers[..., 2:] - centre
-        length = step.norm(dim=-1) / 2
-        half = torch.stack([length, torch.zeros_like(length)], -1)
-        angle = torch.atan2(step[..., 1], step[..., 0])
-        reach = float(np.hypot(*np.moveaxis(table[..., 2:] - table[..., :2], -1, 0)).max()) / 2
-        look |= {"stroke": style, "reach": reach, "span": span + reach}
-        return Shape("box", centre + step / 2, half, angle=angle, **look)
-    rim = None if style else 0.0
+    if kind in ("disc", "ring", "grid"):
+        look["reach"] = float(table[..., 2].max())
+        return Shape(kind, numbers[..., :2], numbers[..., [2, 2]], span=span, **look)
     if kind == "box":
-        reach = float(np.hypot(table[..., 2], table[..., 3]).max())
-        half, angle = numbers[..., 2:4], numbers[..., 4]
-        return Shape(kind, centre, half, angle=angle, rim=rim, reach=reach, **look)
-    corners = numbers[:, 0, : 4 if kind == "plot" else None].view(copies, -1, 2)
+        look["reach"] = float(np.hypot(table[..., 2], table[..., 3]).max())
+        return Shape(kind, numbers[..., :2], numbers[..., 2:4], angle=numbers[..., 4], **look)
+    if kind in ("line", "polyline"):
+        reach = float(np.hypot(*np.moveaxis(table[..., 2:] - table[..., :2], -1, 0)).max()) / 2
+        return _lines(numbers, look | {"reach": reach, "span": span + reach})
+    return _area(kind, numbers[:, 0], look)
+
+
+def _lines(ends: Tensor, look: dict[str, Any]) -> Shape:
+    """Lines between pairs of points (B, R, 4)."""
+    step = ends[..., 2:] - ends[..., :2]
+    length = step.norm(dim=-1) / 2
+    half = torch.stack([length, torch.zeros_like(length)], -1)
+    angle = torch.atan2(step[..., 1], step[..., 0])
+    return Shape("box", ends[..., :2] + step / 2, half, angle=angle, **look)
+
+
+def _area(kind: str, numbers: Tensor, look: dict[str, Any]) -> Shape:
+    """A polygon with corners (B, 2 V), or a plot between two corners, followed by its pixels."""
+    corners = numbers[:, : 4 if kind == "plot" else None].unflatten(1, (-1, 2))  # (B, V, 2)
     low, high = corners.amin(1, keepdim=True), corners.amax(1, keepdim=True)
     middle, half = (low + high) / 2, (high - low) / 2
-    if kind == "plot":
-        image = numbers[:, 0, 4:].view(-1, PLOT_CELLS, PLOT_CELLS, 4).permute(0, 3, 1, 2)
-        return Shape(kind, middle, half, rim=0.0, data=image, **look)
-    return Shape(kind, middle, rim=rim, data=corners - middle, **look)
+    if kind == "polygon":
+        return Shape(kind, middle, half, data=corners - middle, **look)
+    image = numbers[:, 4:].view(-1, PLOT_CELLS, PLOT_CELLS, 4).permute(0, 3, 1, 2)
+    return Shape(kind, middle, half, data=image, **look)

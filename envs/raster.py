@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 CPU_PIXELS = 2**18  # drawn at once: on a CPU the working set stays near its cache
-GPU_PIXELS = 2**25
+GPU_PIXELS = 2**23
+FEWEST = 8  # copies at once, however large they are: below, calls cost more than pixels
 CIRCLE_SIDES = 30  # VMAS's circles are polygons; ROUND gives the radius of a disc of equal area
 ROUND = math.sqrt(CIRCLE_SIDES / (2 * math.pi) * math.sin(2 * math.pi / CIRCLE_SIDES))
 
@@ -80,7 +81,7 @@ class Layer:
 def draw(frames: Tensor, shapes: list[Shape], camera: Camera) -> None:
     """Blend the shapes, back to front, into frames (B, h, w, 3) of uint8, in chunks of copies."""
     copies, height, width, _ = frames.shape
-    chunk = max(1, _budget(frames) // (height * width))
+    chunk = max(FEWEST, _budget(frames) // (height * width))
     for start in range(0, copies, chunk):
         part = slice(start, start + chunk)
         view, pieces = _rows(camera, part), [_rows(shape, part) for shape in shapes]

@@ -5,8 +5,8 @@
 What VMAS draws and this does not:
 - text: what agents say, agents' numbers in football, titles in road_traffic (`TextLine`);
 - `plot_position_function`, an argument of `Environment.render` that has no counterpart here;
-- from a scenario's `extra_render`: `Image`, `Point`, stippled lines, the insides of polygons that
-  are not convex, and subclasses of `Geom` that call OpenGL themselves;
+- from a scenario's `extra_render`: `Image`, `Point`, stippled lines, and whatever calls OpenGL
+  itself; polygons that are not convex come out as others, circles scaled unevenly as circles;
 - sensors other than `Lidar`.
 
 Where a scenario plots a function (sampling), it is evaluated on 64 x 64 points, and the colours are
@@ -68,22 +68,22 @@ def _check(simulator: Any, size: Any, copies: Any, follow: Any) -> tuple[int, in
     """Height, width and number of copies, or a ValueError."""
     if not (hasattr(simulator, "scenario") and hasattr(simulator, "world")):
         raise ValueError(f"simulator must be a vmas Environment, got {type(simulator).__name__}")
-    sides = (size, size) if isinstance(size, int) else size
-    if not (
-        isinstance(sides, (tuple, list))
-        and len(sides) == 2
-        and all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sides)
-    ):
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(_is_int(side) and side > 0 for side in sides):
         raise ValueError(f"size must be a positive int or (height, width) of them, got {size!r}")
     total, agents = simulator.num_envs, simulator.n_agents
     copies = total if copies is None else copies
-    if not (isinstance(copies, int) and 1 <= copies <= total):
+    if not (_is_int(copies) and 1 <= copies <= total):
         raise ValueError(f"copies must be an int from 1 to {total}, got {copies!r}")
-    if follow is not None and not (isinstance(follow, int) and 0 <= follow < agents):
+    if follow is not None and not (_is_int(follow) and 0 <= follow < agents):
         raise ValueError(f"follow must be None or an agent from 0 to {agents - 1}, got {follow!r}")
     if simulator.scenario.viewer_zoom <= 0:
         raise ValueError(f"viewer_zoom must be positive, got {simulator.scenario.viewer_zoom}")
     return sides[0], sides[1], copies
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _camera(sim: Any, height: int, width: int, copies: int, follow: int | None) -> Camera:
@@ -189,7 +189,8 @@ def _color(entity: Any, copies: int, device: torch.device) -> tuple[Any, Any]:
         color = color.to(device).float().clamp(0, 1)
         color = color[:copies] if color.dim() > 1 else color.expand(copies, -1)
         return color[:, :3], color[:, 3] if color.shape[1] == 4 else alpha
-    return tuple(color[:3]), color[3] if len(color) == 4 else alpha
+    color = tuple(min(max(float(value), 0.0), 1.0) for value in color)
+    return color[:3], color[3] if len(color) == 4 else alpha
 
 
 def _body(body: Any, spot: Tensor, turn: Tensor, color: Any, alpha: Any) -> Shape:

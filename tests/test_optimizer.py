@@ -168,7 +168,10 @@ def test_an_optimizer_goes_on_exactly_after_loading():
     assert_same(twin.state_dict(), optimizer.state_dict())
 
 
-FLAGS = "--logdir none --configs vmas_vector debug --image_size 16 --model.warmup 2"
+FLAGS = (
+    "--logdir none --configs vmas_vector debug --image_size 16 --model.warmup 2 "
+    "--behavior.warmup 2 --critic.lr 1e-2"
+)
 
 
 def make_learner(seed, flags=""):
@@ -264,12 +267,21 @@ def test_a_checkpoint_holds_every_part():
 def test_an_update_moves_all_but_the_probe_and_update_probe_only_that():
     learner, replay = make_learner(1)
     dreamer = learner.dreamer
-    for update, moving in (
-        (learner.update, ("world", "behavior")),
-        (learner.update_probe, "probe"),
-    ):
+    cases = (learner.update, ("world", "behavior")), (learner.update_probe, "probe")
+    for update, moving in cases:
         for _ in range(3):  # heads that start at zero hold back their inputs' gradient
             before = {name: p.detach().clone() for name, p in dreamer.named_parameters()}
             update(replay, 3, 6)
-        moved = {name for name, p in dreamer.named_parameters() if not torch.equal(p, before[name])}
+        after = dreamer.named_parameters()
+        moved = {name for name, p in after if not torch.equal(p, before[name])}
         assert moved == {name for name in before if name.startswith(moving)}
+
+
+def test_an_update_refreshes_the_latents_that_it_replayed():
+    learner, replay = make_learner(1)
+    for update in (learner.update, learner.update_probe):
+        before = {key: ring.clone() for key, ring in replay.rings.items()}
+        update(replay, 1, 6)
+        changed = {key: replay.rings[key] != before[key] for key in before}
+        assert changed["deter"].any(-1).sum() == 6 and changed["stoch"].any()
+        assert {key for key in changed if changed[key].any()} == set(LATENTS)
