@@ -73,13 +73,17 @@ class Meter:
         }
 
 
-def train(config: Config, logdir: Path, env: Vmas, learner: Learner, saved: dict | None) -> None:
+def train(
+    config: Config,
+    logdir: Path,
+    env: Vmas,
+    learner: Learner,
+    recorder: Recorder,
+    saved: dict | None,
+) -> None:
     """Alternate rollout and training until the steps are used up or a signal asks to stop."""
-    recorder = Recorder(config, env, logdir)
     replay, batch, length = recorder.replay, config.batch_size, config.batch_length
     print(f"replay: {replay.nbytes / 2**20:,.0f} MiB on {env.device}", file=sys.stderr)
-    if config.offline_traindir or saved:
-        recorder.load(learner.dreamer, config.offline_traindir)
     step, owed = (saved["step"], saved["owed"]) if saved else (0, 0.0)
     if saved:
         restore_random_states(saved["random"], env, replay)
@@ -231,9 +235,12 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
         evaluate_run(config, learner.dreamer, logdir)
         return
+    recorder = Recorder(config, env, logdir)
+    if config.offline_traindir or saved:
+        recorder.load(learner.dreamer, config.offline_traindir)
     make_logdir(logdir)
     save_config(config, logdir / "config.yaml")
-    train(config, logdir, env, learner, saved)
+    train(config, logdir, env, learner, recorder, saved)
 
 
 def find_checkpoint(config: Config, logdir: Path, device: torch.device) -> dict | None:

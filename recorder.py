@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from build import LATENTS, row_spaces
 from config import Config
 from envs.vmas import Vmas

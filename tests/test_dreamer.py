@@ -1,0 +1,274 @@
+"""The program as its users start it: outputs, resumption, evaluation, and errors in one line."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dreamer
+from config import Config, load_config
+from envs.vmas import ScenarioError
+from tools import UserError
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ROOT / "configs.yaml"
+PRESETS = ("vmas", "vmas_vector", "size1m", "size12m", "size25m", "original", "debug")
+QUICK = [
+    *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
+    *("--time_limit", "20", "--envs", "4", "--prefill", "160", "--log_every", "80"),
+    *("--eval_every", "240", "--save_every", "160", "--eval_episode_num", "3"),
+]
+
+
+def run(logdir: Path, *flags: str) -> None:
+    dreamer.main([*QUICK, "--logdir", str(logdir), *flags])
+
+
+def metrics(logdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The logdir of a run that used up its 480 steps."""
+    logdir = tmp_path_factory.mktemp("run") / "new" / "folder"
+    run(logdir, "--steps", "480")
+    return logdir
+
+
+def test_a_run_leaves_every_kind_of_output(finished):
+    names = {path.name for path in finished.iterdir()}
+    files = {"config.yaml", "metrics.jsonl", "latest.pt", "train_openl.gif", "eval_policy.gif"}
+    assert files <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert len(list((finished / "train_eps").glob("*-20.npz"))) == 20
+    assert len(list((finished / "eval_eps").glob("*-20.npz"))) == 3
+    logged = set().union(*metrics(finished))
+    for name in (
+        *("train_return", "train_length", "eval_return", "eval_length", "fps", "train_ratio"),
+        *("model_loss", "vector_loss", "image_loss", "reward_loss", "cont_loss", "kl"),
+        *("prior_ent", "post_ent", "value_mean", "agent0_actor_entropy", "actor_loss"),
+    ):
+        assert name in logged, name
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    assert rows[-1]["step"] == 480 and rows[-1]["train_ratio"] == pytest.approx(8, rel=0.3)
+    assert all(value is not None for row in rows for value in row.values())
+
+
+def test_recorded_episodes_are_whole_and_begin_at_their_first_row(finished):
+    path = next(iter((finished / "train_eps").glob("*.npz")))
+    with np.load(path, allow_pickle=False) as episode:
+        assert episode["is_first"].tolist() == [True] + [False] * 20
+        assert episode["is_last"].tolist() == [False] * 20 + [True]
+        assert not episode["is_terminal"].any()
+        assert not episode["action"][0].any() and not episode["reward"][0].any()
+        assert "deter" not in episode and "image" not in episode
+
+
+def test_the_prediction_gif_shows_truth_prediction_and_error(finished):
+    with Image.open(finished / "train_openl.gif") as gif:
+        assert gif.size == (6 * 64, 3 * 64) and gif.n_frames > 5
+
+
+def test_the_same_command_with_more_steps_goes_on(finished):
+    before = metrics(finished)
+    updates = torch.load(finished / "latest.pt", weights_only=True)["updates"]
+    run(finished, "--steps", "640")
+    after = metrics(finished)
+    assert after[: len(before)] == before
+    assert [row["step"] for row in after[len(before) :]] == [560, 640]
+    state = torch.load(finished / "latest.pt", weights_only=True)
+    assert state["step"] == 640
+    assert state["updates"] == pytest.approx(updates + 160 * 8 / 32, abs=1)
+
+
+def test_a_finished_run_is_left_alone(finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    run(finished, "--steps", "400")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluation_alone_prints_one_json_object_and_writes_a_gif(finished, capsys):
+    dreamer.main(["--eval_only", "True", "--logdir", str(finished), "--eval_episode_num", "5"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures) == {
+        *("eval_return_mean", "eval_return_ci95", "eval_length_mean", "episodes"),
+    }
+    assert figures["episodes"] == 5 and figures["eval_length_mean"] == 20
+    assert figures["eval_return_mean"] < 0 < figures["eval_return_ci95"]
+    with Image.open(finished / "eval.gif") as gif:
+        assert min(gif.size) >= 256 and gif.n_frames > 5
+
+
+def test_evaluation_repeats_itself_and_changes_no_random_state(finished, capsys):
+    lines = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        config = load_config(["--logdir", str(finished)], SETTINGS, saved=finished / "config.yaml")
+        env = dreamer.make_env(config, torch.device("cpu"), config.envs, config.seed)
+        torch.set_rng_state(state)
+        team = dreamer.make_dreamer(config, env)
+        team.load_state_dict(torch.load(finished / "latest.pt", weights_only=True)["dreamer"])
+        before = torch.get_rng_state()
+        returns, _, _ = dreamer.play(config, team, 64, 1, lambda rows: None)
+        assert torch.equal(torch.get_rng_state(), before)
+        lines.append(returns)
+    assert torch.equal(*lines)
+
+
+def test_learning_from_recorded_episodes_takes_no_environment_steps(finished, tmp_path):
+    flags = ("--offline_traindir", str(finished / "train_eps"), "--steps", "240")
+    run(tmp_path, *flags)
+    assert not (tmp_path / "train_eps").exists()
+    last = metrics(tmp_path)[-1]
+    assert last["step"] == 240 and last["vector_loss"] > 0 and "eval_return" in last
+
+
+def test_the_world_model_can_see_images_alone(tmp_path):
+    run(tmp_path, "--configs", "vmas", "debug", "--steps", "240", "--task", "vmas_balance")
+    logged = set().union(*metrics(tmp_path))
+    assert "image_loss" in logged and "vector_loss" not in logged
+    path = next(iter((tmp_path / "train_eps").glob("*.npz")))
+    with np.load(path, allow_pickle=False) as episode:
+        assert episode["image"].shape[1:] == (64, 64, 3)
+
+
+def test_an_agent_can_learn_from_its_own_return_and_discrete_actions(tmp_path):
+    flags = ("--task", "vmas_navigation", "--reward", "agent", "--scenario.shared_rew", "false")
+    discrete = ("--discrete", "true", "--imag_gradient", "reinforce")
+    run(tmp_path, *flags, *discrete, "--steps", "240")
+    assert "eval_return_agent0" in set().union(*metrics(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_the_run(tmp_path, number):
+    command = [sys.executable, ROOT / "dreamer.py", *QUICK, "--logdir", tmp_path]
+    process = subprocess.Popen(
+        [*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    process.send_signal(number)
+    process.stderr.read()
+    assert process.wait() == 0
+    state = torch.load(tmp_path / "latest.pt", weights_only=True)
+    assert 0 < state["step"] < 100_000
+
+
+def test_every_preset_resolves_and_every_key_is_read(tmp_path, monkeypatch):
+    read: set[str] = set()
+    paths: dict[int, str] = {}
+    get, as_dict = Config.__getattr__, Config.as_dict
+
+    def walk(group: Config, prefix: str) -> list[str]:
+        paths[id(group)] = prefix
+        keys = []
+        for name, value in group._values.items():
+            below = walk(value, f"{prefix}{name}.") if isinstance(value, Config) else []
+            keys += below or [prefix + name]
+        return keys
+
+    def spy(group: Config, name: str):
+        if id(group) in paths:
+            read.add(paths[id(group)] + name)
+        return get(group, name)
+
+    def spy_all(group: Config) -> dict:
+        read.update(paths.get(id(group), "?") + name for name in group._values)
+        return as_dict(group)
+
+    monkeypatch.setattr(Config, "__getattr__", spy)
+    monkeypatch.setattr(dreamer, "save_config", lambda config, path: None)
+    for preset in ("vmas", "vmas_vector"):
+        flags = [*QUICK, "--configs", preset, "debug", "--logdir", str(tmp_path / preset)]
+        config = load_config([*flags, "--steps", "240"], SETTINGS)
+        keys = walk(config, "")
+        monkeypatch.setattr(dreamer, "load_config", lambda *_, made=config: made)
+        monkeypatch.setattr(Config, "as_dict", spy_all)
+        dreamer.main([])
+        monkeypatch.setattr(Config, "as_dict", as_dict)
+    unread = [key for key in keys if key not in read and key.rpartition(".")[0] not in read]
+    assert not unread
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_makes_networks(preset, tmp_path):
+    config = load_config(["--configs", preset, "--logdir", "x", "--envs", "2"], SETTINGS)
+    env = dreamer.make_env(config, torch.device("cpu"), 2, 0)
+    sizes = {"size1m": 1e6, "size12m": 12e6, "size25m": 25e6}
+    team = dreamer.make_dreamer(config, env)
+    if preset in sizes:
+        count = sum(p.numel() for p in team.world.parameters())
+        assert 0.5 < count / sizes[preset] < 1.6
+
+
+ERRORS = [
+    (["--task", "vmas_simple_spred"], "simple_spread"),
+    (["--task", "atari_pong"], "vmas_"),
+    (["--task", "vmas_"], "vmas_"),
+    (["--scenario.n_agent", "4"], "n_agents"),
+    (["--scenario.n_agents", "nine"], "n_agents|scenario"),
+    (["--configs", "vmas_vectr"], "vmas_vector"),
+    (["--train_ration", "4"], "train_ratio"),
+    (["--actor.entropi", "4"], "actor.entropy"),
+    (["--steps", "1.5"], "steps"),
+    (["--steps", "many"], "steps"),
+    (["--steps", "0"], "steps"),
+    (["--envs", "-3"], "envs"),
+    (["--discrete", "1"], "true or false"),
+    (["--device", "cuda:7"], "cpu"),
+    (["--device", "gpu"], "cpu"),
+    (["--reward", "team"], "mean"),
+    (["--imag_gradient", "both"], "dynamics"),
+    (["--mlp_keys", "("], "mlp_keys"),
+    (["--mlp_keys", "^$"], "mlp_keys"),
+    (["--rssm.deter", "30", "--rssm.blocks", "8"], "deter"),
+    (["--rssm.classes", "1000"], "classes"),
+    (["--image_size", "50"], "image_size"),
+    (["--dataset_size", "10"], "dataset_size"),
+    (["--offline_traindir", "nowhere"], "nowhere"),
+    (["--eval_only", "True"], "config.yaml|latest.pt"),
+    (["stray"], "stray"),
+    (["--steps"], "steps"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), ERRORS, ids=lambda value: " ".join(value)[:40])
+def test_an_error_of_the_user_is_one_line_and_leaves_nothing(flags, expected, tmp_path):
+    logdir = tmp_path / "logdir"
+    with pytest.raises((UserError, ScenarioError), match=expected) as error:
+        run(logdir, *flags)
+    assert "\n" not in str(error.value)
+    assert not logdir.exists()
+
+
+def test_an_error_ends_with_status_2_and_no_traceback(tmp_path):
+    for flags in (["--logdir", tmp_path / "x", "--stepz", "3"], ["--configs", "vmas"]):
+        command = [sys.executable, ROOT / "dreamer.py", *map(str, flags)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and not done.stdout
+        assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_logdir_of_another_run_is_refused_field_by_field(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(UserError, match=r"task: saved vmas_simple_spread, now vmas_balance"):
+        run(finished, "--task", "vmas_balance")
+    with pytest.raises(UserError, match=r"units: saved 16, now 24"):
+        run(finished, "--units", "24", "--steps", "9000")
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_logdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        run(tmp_path / "file")
