@@ -147,6 +147,7 @@ class WorldModel(nn.Module):
             self.cont(feat), (~batch["is_terminal"]).float(), reduction="none"
         )
         losses["dyn"], losses["rep"] = kl_losses(post, prior, self.kl_free)
+        post, prior = post.detach(), prior.detach()
         metrics = {
             "kl": kl_divergence(post, prior).mean(),
             "prior_ent": -(prior.exp() * prior).sum((-2, -1)).mean(),
@@ -337,7 +338,7 @@ class ImagBehavior(nn.Module):
         """At most `starts` of the B * T states, detached, and 0 where no future follows (M,)."""
         deter, stoch = (part.detach().flatten(0, 1) for part in state)
         alive = (~is_terminal).float().flatten()
-        if self.starts < len(alive):
+        if 0 < self.starts < len(alive):
             chosen = torch.randperm(len(alive), device=alive.device)[: self.starts]
             deter, stoch, alive = deter[chosen], stoch[chosen], alive[chosen]
         return (deter, stoch), alive

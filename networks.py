@@ -83,7 +83,7 @@ def sample_one_hot(log_probs: Tensor) -> Tensor:
     # The last class takes what rounding leaves, hence the sum over all but it.
     index = (probs[..., :-1].detach().cumsum(-1) <= uniform).sum(-1)
     one_hot = F.one_hot(index, probs.shape[-1]).to(probs.dtype)
-    return one_hot + probs - probs.detach()
+    return one_hot + (probs - probs.detach())
 
 
 class BoundedNormal:
@@ -133,7 +133,7 @@ class OneHotActions:
         noise = torch.empty_like(self.probs).exponential_()
         index = (self.probs.detach() / noise).argmax(-1)
         one_hot = F.one_hot(index, self.probs.shape[-1]).float()
-        return one_hot + self.probs - self.probs.detach()
+        return one_hot + (self.probs - self.probs.detach())
 
     def log_prob(self, action: Tensor) -> Tensor:
         """(..., N): the log-probability of each agent's own action."""
@@ -145,11 +145,11 @@ class OneHotActions:
 
 
 def init_weights(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
-    """Fill with a truncated normal of variance scale / fan_in (all zeros for scale 0)."""
+    """Fill with a truncated normal of deviation scale / sqrt(fan_in) (zeros for scale 0)."""
     if scale == 0:
         return nn.init.zeros_(weight)
     # Cutting a normal at two deviations shrinks its deviation to this share.
-    std = (scale / fan_in) ** 0.5 / 0.87962566
+    std = scale / fan_in**0.5 / 0.87962566
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
