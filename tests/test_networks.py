@@ -228,9 +228,9 @@ def test_one_hot_actions_pass_the_gradient_of_probabilities():
 # ---- layers --------------------------------------------------------------------------------------
 
 
-def test_init_weights_has_the_promised_variance_within_two_deviations():
-    weight = init_weights(torch.empty(400, 400), fan_in=400, scale=4.0)
-    assert weight.var().item() == pytest.approx(4.0 / 400, rel=0.02)
+def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
+    weight = init_weights(torch.empty(400, 400), fan_in=400, scale=2.0)
+    assert weight.std().item() == pytest.approx(2.0 / 400**0.5, rel=0.02)
     assert weight.abs().max() <= 2 * 0.1 / 0.8796 + 1e-6
     assert (init_weights(torch.ones(3, 3), 3, scale=0) == 0).all()
 
