@@ -32,6 +32,7 @@ from tools import (
     resolve_device,
     save_checkpoint,
     set_random_state,
+    tile,
 )
 
 EVAL_SEED = 1_000_000  # evaluation's scenes are never those of training
@@ -181,7 +182,7 @@ def evaluate(config: Config, dreamer: Dreamer, folder: Path, logger: Logger) -> 
     returns, lengths, frames = play(config, dreamer, 128, few, keep)
     recorded.close()
     logger.scalars(summarise(returns, lengths, "eval"))
-    logger.video("eval_policy", torch.cat(list(frames.unbind(1)), 2))
+    logger.video("eval_policy", tile(frames, columns=few))
 
 
 def show_predictions(pictures: Replay, dreamer: Dreamer, logger: Logger) -> None:
@@ -195,7 +196,7 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
     """Play, write `eval.gif`, and print a line of JSON."""
     returns, lengths, frames = play(config, dreamer, 256, 4, lambda rows: None)
     with replacing(logdir / "eval.gif") as file:
-        file.write(encode_gif(tile(frames), fps=20))
+        file.write(encode_gif(tile(frames, columns=2), fps=20))
     team = returns.mean(-1)
     error = team.std().item() / len(team) ** 0.5 if len(team) > 1 else None
     figures = {
@@ -205,12 +206,6 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
         "episodes": len(team),
     }
     print(json.dumps(figures))
-
-
-def tile(frames: Tensor) -> Tensor:
-    """Frames (T, copies, h, w, 3) side by side, two in a row where they pair up."""
-    rows = frames.split(2, 1) if frames.shape[1] % 2 == 0 else [frames]
-    return torch.cat([torch.cat(list(row.unbind(1)), 2) for row in rows], 1)
 
 
 def main(argv: list[str]) -> None:

@@ -34,7 +34,7 @@ class Recorder:
     def add(self, rows: dict[str, Tensor]) -> None:
         """Take in the next row of every copy."""
         self.replay.add(rows)
-        self.folder.add(rows)
+        self.folder.add(rows, ended=self.env.ended)
         if self.pictured:
             image = self.env.render(copies=self.pictured)
             some = {key: value[: self.pictured] for key, value in rows.items()}

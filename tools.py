@@ -229,6 +229,19 @@ def _closest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return torch.cat([torch.cdist(chunk, palette).argmin(1) for chunk in chunks]).numpy()
 
 
+def tile(frames: Tensor, columns: int) -> Tensor:
+    """Scenes (T, count, h, w, 3) as one picture a frame, parted by thin lines.
+
+    The last row is filled up with white.
+    """
+    frames = frames.clone()
+    frames[:, :, -1] = frames[:, :, :, -1] = 200
+    missing = -frames.shape[1] % columns
+    blank = frames.new_full((len(frames), missing, *frames.shape[2:]), 255)
+    rows = torch.cat([frames, blank], 1).unflatten(1, (-1, columns))
+    return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
 class Progress:
     """A bar on a terminal, elsewhere a printed line every `every` steps; both on stderr."""
 

@@ -176,6 +176,11 @@ class Vmas:
         size = size or self.image_size or 64
         return render(self.simulator, size, copies=copies, follow=follow, legible=legible)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last rows end an episode in any copy, known without asking the device."""
+        return bool(self._ended)
+
     def random_action(self) -> Tensor:
         """Draw (B, N, A) uniform actions, zero past each agent's width, from own random state."""
         shape = (self.num_envs, self.n_agents)

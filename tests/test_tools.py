@@ -27,6 +27,7 @@ from tools import (
     resolve_device,
     save_checkpoint,
     set_random_state,
+    tile,
 )
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,6 +46,17 @@ def decoded(gif):
     return np.stack(
         [np.array(f.convert("RGB")) for f in ImageSequence.Iterator(Image.open(io.BytesIO(gif)))]
     )
+
+
+def test_tile_puts_scenes_beside_and_below_each_other():
+    frames = torch.arange(2 * 3 * 4 * 5 * 3).view(2, 3, 4, 5, 3).to(torch.uint8)
+    picture = tile(frames, columns=2)
+    assert picture.shape == (2, 8, 10, 3)
+    for index, (top, left) in enumerate([(0, 0), (0, 5), (4, 0)]):
+        scene = picture[:, top : top + 4, left : left + 5]
+        assert torch.equal(scene[:, :-1, :-1], frames[:, index, :-1, :-1])
+        assert (scene[:, -1] == 200).all() and (scene[:, :, -1] == 200).all()
+    assert (picture[:, 4:, 5:] == 255).all()
 
 
 def test_device(monkeypatch):

@@ -247,6 +247,18 @@ def test_time_limit_is_not_terminal():
     assert not any(row["is_last"].any() for row in run(endless, draw_actions(endless, 120)))
 
 
+def test_ended_says_on_the_host_whether_a_row_is_the_last_of_any_copy(counting):
+    env = Vmas(counting, 3, time_limit=7)
+    env.reset()
+    assert not env.ended
+    seen = set()
+    for action in draw_actions(env, 20):
+        row = env.step(action)
+        assert env.ended == row["is_last"].any()
+        seen.add(env.ended)
+    assert seen == {True, False}
+
+
 def test_a_step_before_the_first_reset_is_a_reset():
     env, other = Vmas("simple", 2), Vmas("simple", 2)
     assert_equal([env.step(env.random_action())], [other.reset()])
