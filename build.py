@@ -51,8 +51,13 @@ def check_values(config: Config) -> None:
         raise UserError(f"--dataset_size {config.dataset_size}: expected {least} or more")
 
 
-def make_env(config: Config, device: torch.device, num_envs: int, seed: int) -> Vmas:
-    """The task in `num_envs` copies; with images in its rows only if the world model sees them."""
+def make_env(
+    config: Config, device: torch.device, num_envs: int, seed: int, training: bool = False
+) -> Vmas:
+    """The task in `num_envs` copies; with images in its rows only if the world model sees them.
+
+    For `training`, episodes last `train_time_limit`, if that is set.
+    """
     suite, _, scenario = config.task.partition("_")
     if suite != "vmas" or not scenario:
         raise UserError(f"--task {config.task}: expected vmas_ and the name of a scenario")
@@ -62,7 +67,7 @@ def make_env(config: Config, device: torch.device, num_envs: int, seed: int) -> 
         device,
         seed,
         config.image_size if re.fullmatch(config.cnn_keys, "image") else None,
-        config.time_limit,
+        (training and config.train_time_limit) or config.time_limit,
         config.action_repeat,
         config.discrete,
         config.scenario.as_dict(),

@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    env = make_env(config, device, config.envs, config.seed)
+    env = make_env(config, device, config.envs, config.seed, training=True)
     learner = Learner(config, make_dreamer(config, env))
     saved = find_checkpoint(config, logdir, device)
     if saved:

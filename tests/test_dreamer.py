@@ -147,6 +147,12 @@ def test_an_agent_can_learn_from_its_own_return_and_discrete_actions(tmp_path):
     assert "eval_return_agent0" in set().union(*metrics(tmp_path))
 
 
+def test_training_episodes_can_be_shorter_than_those_of_evaluation(tmp_path):
+    run(tmp_path, "--train_time_limit", "10", "--steps", "240")
+    assert len(list((tmp_path / "train_eps").glob("*-10.npz"))) == 20
+    assert metrics(tmp_path)[-1]["eval_length"] == 20
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_the_run(tmp_path, number):
     command = [sys.executable, ROOT / "dreamer.py", *QUICK, "--logdir", tmp_path]
