@@ -23,7 +23,8 @@ class Learner:
             "behavior": LaProp(groups, **config.behavior.as_dict()),
         }
         if dreamer.probe:
-            self.optimizers["probe"] = LaProp(dreamer.probe.parameters(), lr=config.probe.lr)
+            rates = {"lr": config.probe.lr, "warmup": config.probe.warmup}
+            self.optimizers["probe"] = LaProp(dreamer.probe.parameters(), **rates)
 
     def update(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
         """Learn from a batch of replayed sequences; the metrics stay on the device."""
