@@ -13,7 +13,8 @@ LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world mode
 # What must not change between a run and its resumption.
 FIXED = (
     *("task", "discrete", "scenario", "reward", "image_size", "mlp_keys", "cnn_keys"),
-    *("time_limit", "action_repeat", "units", "layers", "cnn_depth", "rssm", "probe.depth"),
+    *("time_limit", "action_repeat", "units", "layers", "head_layers", "cnn_depth", "rssm"),
+    "probe.depth",
 )
 _CHOICES = {
     "reward": ("mean", "sum", "agent"),
@@ -22,7 +23,7 @@ _CHOICES = {
 _AT_LEAST_ONE = (
     *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),
     *("eval_episode_num", "dataset_size", "batch_size", "batch_length", "imag_horizon"),
-    *("units", "layers", "cnn_depth"),
+    *("units", "layers", "head_layers", "cnn_depth"),
 )
 
 
@@ -90,6 +91,7 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
         rewards,
         cnn_depth=config.cnn_depth,
         kl_free=config.kl_free,
+        head_layers=config.head_layers,
         **sizes,
         **config.rssm.as_dict(),
     )

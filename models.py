@@ -106,6 +106,8 @@ class WorldModel(nn.Module):
         blocks: int,
         unimix: float,
         kl_free: float,
+        sharpness: float = 1.0,
+        head_layers: int = 1,
     ):
         super().__init__()
         self.kl_free = kl_free
@@ -119,11 +121,12 @@ class WorldModel(nn.Module):
             units,
             blocks,
             unimix,
+            sharpness,
         )
         feat = self.rssm.feat
         self.decoder = MultiDecoder(obs_shapes, feat, units, layers, cnn_depth)
-        self.reward = TwoHotHead(feat, units, 1, rewards)
-        self.cont = Head(feat, units, 1, (), scale=1.0)
+        self.reward = TwoHotHead(feat, units, head_layers, rewards)
+        self.cont = Head(feat, units, head_layers, (), scale=1.0)
 
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor

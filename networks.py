@@ -355,9 +355,11 @@ class RSSM(nn.Module):
         units: int,
         blocks: int = 8,
         mix: float = 0.01,
+        sharpness: float = 1.0,
     ):
         super().__init__()
-        self.deter, self.stoch, self.classes, self.mix = deter, stoch, classes, mix
+        self.deter, self.stoch, self.classes = deter, stoch, classes
+        self.mix, self.sharpness = mix, sharpness
         self.blocks = blocks
         self.feat = deter + stoch * classes
         self.from_deter = MLP(deter, units, 1)
@@ -420,7 +422,12 @@ class RSSM(nn.Module):
 
     def prior(self, deter: Tensor) -> Tensor:
         """Log-probabilities (..., S, K) of the next stoch, before it is observed."""
-        return uniform_mix(self.prior_head(deter), self.mix)
+        return self._log_probs(self.prior_head(deter))
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        # The straight-through gradient sees the mean of a code, not its noise, so that codes stay as
+        # noisy as they begin: `sharpness` lets them begin with less.
+        return uniform_mix(self.sharpness * logits, self.mix)
 
     def img_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Imagine the state that the joint action (B, N, A) leads to."""
@@ -452,7 +459,7 @@ class RSSM(nn.Module):
             deter, stoch = deter * keep[:, t], stoch * keep[:, t, :, None]
             deter = self._next_deter((deter, stoch), action_part[:, t])
             logits = self.post_head(self.post_deter(deter) + embed_part[:, t])
-            post = uniform_mix(logits, self.mix)
+            post = self._log_probs(logits)
             stoch = sample_one_hot(post)
             steps.append((deter, stoch, post))
         deter, stoch, post = (torch.stack(part, 1) for part in zip(*steps, strict=True))
