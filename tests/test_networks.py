@@ -531,3 +531,16 @@ def test_new_actors_are_undecided():
     assert Actors(9, SIZES, False, 8, 2)(feat).mode.abs().max() < 0.5
     entropy = Actors(9, SIZES, True, 8, 2)(feat).entropy().mean(0)
     assert torch.allclose(entropy, torch.tensor(SIZES).log(), atol=0.05)
+
+
+def test_sharpness_multiplies_the_logits_of_prior_and_posterior():
+    torch.manual_seed(0)
+    plain = RSSM(4, 2, 8, 3, 5, 6, blocks=2, mix=0.0)
+    torch.manual_seed(0)
+    sharp = RSSM(4, 2, 8, 3, 5, 6, blocks=2, mix=0.0, sharpness=4.0)
+    deter = torch.randn(7, 8)
+    expected = (4 * plain.prior_head(deter)).log_softmax(-1)
+    assert torch.allclose(sharp.prior(deter), expected, atol=1e-5)
+    sequence = torch.rand(7, 1, 1, 2), torch.randn(7, 1, 4), torch.ones(7, 1, dtype=torch.bool)
+    blurred, clear = (rssm.observe(*sequence, rssm.initial(7))[2] for rssm in (plain, sharp))
+    assert torch.allclose(clear, (4 * blurred).log_softmax(-1), atol=1e-5)
