@@ -425,8 +425,8 @@ class RSSM(nn.Module):
         return self._log_probs(self.prior_head(deter))
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        # The straight-through gradient sees the mean of a code and not its noise, so that codes stay
-        # about as noisy as they begin: `sharpness` lets them begin with less.
+        # The straight-through gradient sees the mean of a code but not its noise: codes stay about
+        # as noisy as they begin. `sharpness` lets them begin with less.
         return uniform_mix(self.sharpness * logits, self.mix)
 
     def img_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
