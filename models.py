@@ -128,6 +128,11 @@ class WorldModel(nn.Module):
         self.reward = TwoHotHead(feat, units, head_layers, rewards)
         self.cont = Head(feat, units, head_layers, (), scale=1.0)
 
+    def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""
+        sequence = batch["action"], self.encoder(batch), batch["is_first"]
+        return self.rssm.observe(*sequence, self.rssm.unpack(batch["initial"]))
+
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor
     ) -> tuple[dict[str, Tensor], State, dict[str, Tensor]]:
@@ -136,12 +141,7 @@ class WorldModel(nn.Module):
         `batch` holds rows (B, T, ...) and under `initial` the state before their first one;
         reward is (B, T, R).
         """
-        deter, stoch, post = self.rssm.observe(
-            batch["action"],
-            self.encoder(batch),
-            batch["is_first"],
-            self.rssm.unpack(batch["initial"]),
-        )
+        deter, stoch, post = self.infer(batch)
         prior = self.rssm.prior(deter)
         feat = self.rssm.features((deter, stoch))
         losses = self.decoder.loss(feat, batch)
@@ -164,12 +164,8 @@ class WorldModel(nn.Module):
 
         The rest is predicted from the real actions alone. The sequence holds one episode.
         """
-        deter, stoch, _ = self.rssm.observe(
-            batch["action"][:, :observed],
-            self.encoder({k: v[:, :observed] for k, v in batch.items() if k != "initial"}),
-            batch["is_first"][:, :observed],
-            self.rssm.unpack(batch["initial"]),
-        )
+        seen = {key: value[:, :observed] for key, value in batch.items() if key != "initial"}
+        deter, stoch, _ = self.infer(seen | {"initial": batch["initial"]})
         state = deter[:, -1], stoch[:, -1]
         feats = list(self.rssm.features((deter, stoch)).unbind(1))
         for action in batch["action"][:, observed:].unbind(1):
@@ -388,9 +384,7 @@ class Dreamer(nn.Module):
     @torch.no_grad()
     def infer(self, batch: dict[str, Tensor]) -> State:
         """The states (B, T, ...) of replayed sequences."""
-        rssm = self.world.rssm
-        sequence = batch["action"], self.world.encoder(batch), batch["is_first"]
-        return rssm.observe(*sequence, rssm.unpack(batch["initial"]))[:2]
+        return self.world.infer(batch)[:2]
 
     @torch.no_grad()
     def policy(
