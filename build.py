@@ -43,8 +43,8 @@ def check_values(config: Config) -> None:
     rssm = config.rssm
     if rssm.deter % rssm.blocks:
         raise UserError(f"--rssm.deter {rssm.deter}: expected a multiple of blocks, {rssm.blocks}")
-    if not 2 <= rssm.classes <= 256:
-        raise UserError(f"--rssm.classes {rssm.classes}: expected 2 to 256")
+    if rssm.classes and not 2 <= rssm.classes <= 256:
+        raise UserError(f"--rssm.classes {rssm.classes}: expected 2 to 256, or 0 for normals")
     if config.image_size < 16 or config.image_size % 16:
         raise UserError(f"--image_size {config.image_size}: expected a multiple of 16")
     if config.dataset_size // config.envs <= config.batch_length:
@@ -129,5 +129,5 @@ def row_spaces(config: Config, env: Vmas, image: bool) -> dict[str, tuple]:
     spaces |= dict.fromkeys(("is_first", "is_last", "is_terminal"), ((), torch.bool))
     spaces["action"] = ((env.n_agents, env.action_width), torch.float32)
     spaces["deter"] = ((config.rssm.deter,), torch.float16)
-    spaces["stoch"] = ((config.rssm.stoch,), torch.uint8)
+    spaces["stoch"] = ((config.rssm.stoch,), torch.uint8 if config.rssm.classes else torch.float16)
     return spaces

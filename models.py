@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latents import Normals, OneHots
 from networks import (
     RSSM,
     Actors,
@@ -45,15 +46,12 @@ def lambda_return(
     return torch.stack(returns[::-1], -2)
 
 
-def kl_divergence(left: Tensor, right: Tensor) -> Tensor:
-    """KL between S independent categoricals, from log-probabilities (..., S, K) to (...)."""
-    return (left.exp() * (left - right)).sum((-2, -1))
-
-
-def kl_losses(post: Tensor, prior: Tensor, free: float) -> tuple[Tensor, Tensor]:
+def kl_losses(
+    latent: OneHots | Normals, post: Tensor, prior: Tensor, free: float
+) -> tuple[Tensor, Tensor]:
     """DreamerV3's two halves of the KL, each with `free` nats: dynamics, representation."""
-    dynamics = kl_divergence(post.detach(), prior).clamp(min=free)
-    representation = kl_divergence(post, prior.detach()).clamp(min=free)
+    dynamics = latent.kl(post.detach(), prior).clamp(min=free)
+    representation = latent.kl(post, prior.detach()).clamp(min=free)
     return dynamics, representation
 
 
@@ -141,6 +139,7 @@ class WorldModel(nn.Module):
         `batch` holds rows (B, T, ...) and under `initial` the state before their first one;
         reward is (B, T, R).
         """
+        latent = self.rssm.latent
         deter, stoch, post = self.infer(batch)
         prior = self.rssm.prior(deter)
         feat = self.rssm.features((deter, stoch))
@@ -149,12 +148,12 @@ class WorldModel(nn.Module):
         losses["cont"] = F.binary_cross_entropy_with_logits(
             self.cont(feat), (~batch["is_terminal"]).float(), reduction="none"
         )
-        losses["dyn"], losses["rep"] = kl_losses(post, prior, self.kl_free)
+        losses["dyn"], losses["rep"] = kl_losses(latent, post, prior, self.kl_free)
         post, prior = post.detach(), prior.detach()
         metrics = {
-            "kl": kl_divergence(post, prior).mean(),
-            "prior_ent": -(prior.exp() * prior).sum((-2, -1)).mean(),
-            "post_ent": -(post.exp() * post).sum((-2, -1)).mean(),
+            "kl": latent.kl(post, prior).mean(),
+            "prior_ent": latent.entropy(prior).mean(),
+            "post_ent": latent.entropy(post).mean(),
         }
         return losses, (deter, stoch), metrics
 

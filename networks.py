@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latents import Normals, OneHots
+
 
 def symlog(x: Tensor) -> Tensor:
     """Compress large magnitudes: sign(x) ln(1 + |x|) (Hafner et al., arXiv 2301.04104)."""
@@ -68,22 +70,6 @@ class TwoHot:
         """Cross-entropy (...) against numbers (...), which get no gradient."""
         target = two_hot(target.detach().float(), self.bins)
         return -(target * self.logits.log_softmax(-1)).sum(-1)
-
-
-def uniform_mix(logits: Tensor, mix: float) -> Tensor:
-    """Log-probabilities (..., K) of the softmax mixed with `mix` of the uniform distribution."""
-    probs = logits.float().softmax(-1)
-    return torch.log((1 - mix) * probs + mix / logits.shape[-1])
-
-
-def sample_one_hot(log_probs: Tensor) -> Tensor:
-    """Draw one-hot vectors (..., K) whose gradient is that of the probabilities."""
-    probs = log_probs.exp()
-    uniform = torch.rand_like(probs[..., :1])
-    # The last class takes what rounding leaves, hence the sum over all but it.
-    index = (probs[..., :-1].detach().cumsum(-1) <= uniform).sum(-1)
-    one_hot = F.one_hot(index, probs.shape[-1]).to(probs.dtype)
-    return one_hot + (probs - probs.detach())
 
 
 class BoundedNormal:
@@ -341,8 +327,9 @@ class MultiDecoder(nn.Module):
 class RSSM(nn.Module):
     """The recurrent state-space model over the joint state of the team.
 
-    A state is a pair: deter (B, D), the memory, and stoch (B, S, K), one-hot. The memory is a
-    block-diagonal GRU (Hafner et al., Nature 2025).
+    A state is a pair: deter (B, D), the memory, and stoch (B, S, K), drawn from what is believed.
+    The memory is a block-diagonal GRU (Hafner et al., Nature 2025). With `classes` 0, stoch holds S
+    normals instead of categoricals.
     """
 
     def __init__(
@@ -358,12 +345,12 @@ class RSSM(nn.Module):
         sharpness: float = 1.0,
     ):
         super().__init__()
-        self.deter, self.stoch, self.classes = deter, stoch, classes
-        self.mix, self.sharpness = mix, sharpness
-        self.blocks = blocks
-        self.feat = deter + stoch * classes
+        self.latent = OneHots(stoch, classes, mix, sharpness) if classes else Normals(stoch)
+        self.deter, self.blocks = deter, blocks
+        drawn = self.latent.shape[0] * self.latent.shape[1]
+        self.feat = deter + drawn
         self.from_deter = MLP(deter, units, 1)
-        self.from_stoch = MLP(stoch * classes, units, 1)
+        self.from_stoch = MLP(drawn, units, 1)
         self.from_action = MLP(actions, units, 1)
         # The inputs that all blocks share are a dense layer; the memory's own are block-diagonal.
         self.core_shared = Linear(3 * units, deter)
@@ -371,31 +358,29 @@ class RSSM(nn.Module):
         self.core_norm = nn.Sequential(nn.RMSNorm(deter, eps=1e-4), nn.SiLU())
         self.gates = BlockLinear(deter, 3 * deter, blocks)
         self.gates_bias = nn.Parameter(torch.zeros(3 * deter))
-        self.prior_head = Head(deter, units, 2, (stoch, classes), scale=1.0)
+        self.prior_head = Head(deter, units, 2, self.latent.parameters, scale=1.0)
         self.post_deter = Linear(deter, units)
         self.post_embed = Linear(embed, units, bias=False)
         self.post_head = nn.Sequential(
             nn.RMSNorm(units, eps=1e-4),
             nn.SiLU(),
-            Linear(units, stoch * classes),
-            nn.Unflatten(-1, (stoch, classes)),
+            Linear(units, torch.Size(self.latent.parameters).numel()),
+            nn.Unflatten(-1, self.latent.parameters),
         )
 
     def initial(self, batch: int) -> tuple[Tensor, Tensor]:
         """The state before an episode: all zeros."""
         zeros = self.gates_bias.new_zeros
-        return zeros(batch, self.deter), zeros(batch, self.stoch, self.classes)
+        return zeros(batch, self.deter), zeros(batch, *self.latent.shape)
 
-    @staticmethod
-    def pack(state: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def pack(self, state: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """A state as the replay stores it: half precision, and the index of each category."""
         deter, stoch = state
-        return {"deter": deter.half(), "stoch": stoch.argmax(-1).to(torch.uint8)}
+        return {"deter": deter.half(), "stoch": self.latent.pack(stoch)}
 
-    def unpack(self, latents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def unpack(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The state that `pack` stored."""
-        stoch = F.one_hot(latents["stoch"].long(), self.classes)
-        return latents["deter"].float(), stoch.float()
+        return stored["deter"].float(), self.latent.unpack(stored["stoch"])
 
     @staticmethod
     def bound_action(action: Tensor) -> Tensor:
@@ -421,18 +406,13 @@ class RSSM(nn.Module):
         return self.from_action(self.bound_action(action).flatten(-2))
 
     def prior(self, deter: Tensor) -> Tensor:
-        """Log-probabilities (..., S, K) of the next stoch, before it is observed."""
-        return self._log_probs(self.prior_head(deter))
-
-    def _log_probs(self, logits: Tensor) -> Tensor:
-        # The straight-through gradient sees the mean of a code but not its noise: codes stay about
-        # as noisy as they begin. `sharpness` lets them begin with less.
-        return uniform_mix(self.sharpness * logits, self.mix)
+        """The belief (..., S, P) about the next stoch, before it is observed."""
+        return self.latent.belief(self.prior_head(deter))
 
     def img_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Imagine the state that the joint action (B, N, A) leads to."""
         deter = self._next_deter(state, self.action_part(action))
-        return deter, sample_one_hot(self.prior(deter))
+        return deter, self.latent.sample(self.prior(deter))
 
     def obs_step(
         self, state: tuple[Tensor, Tensor], action: Tensor, embed: Tensor, is_first: Tensor
@@ -448,7 +428,7 @@ class RSSM(nn.Module):
         """Infer the states of sequences; `state` is the one before the first step.
 
         Args: action (B, T, N, A) that led to each step, embed (B, T, E), is_first (B, T) bool.
-        Returns: deter (B, T, D), stoch (B, T, S, K), posterior log-probabilities (B, T, S, K).
+        Returns: deter (B, T, D), stoch (B, T, S, K), posterior beliefs (B, T, S, P).
         """
         keep = (~is_first).to(embed.dtype).unsqueeze(-1)
         action_part = self.action_part(action * keep.unsqueeze(-1))
@@ -458,9 +438,8 @@ class RSSM(nn.Module):
         for t in range(embed.shape[1]):
             deter, stoch = deter * keep[:, t], stoch * keep[:, t, :, None]
             deter = self._next_deter((deter, stoch), action_part[:, t])
-            logits = self.post_head(self.post_deter(deter) + embed_part[:, t])
-            post = self._log_probs(logits)
-            stoch = sample_one_hot(post)
+            post = self.latent.belief(self.post_head(self.post_deter(deter) + embed_part[:, t]))
+            stoch = self.latent.sample(post)
             steps.append((deter, stoch, post))
         deter, stoch, post = (torch.stack(part, 1) for part in zip(*steps, strict=True))
         return deter, stoch, post

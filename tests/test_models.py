@@ -8,20 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Categorical, Independent
+from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
+from latents import OneHots
 from models import (
     Dreamer,
     ImageProbe,
     ReturnScale,
     combine_rewards,
     frozen,
-    kl_divergence,
     kl_losses,
     lambda_return,
 )
-from networks import TwoHot, uniform_mix
+from networks import TwoHot
 
 SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
 SCALES |= {"actor": 0.7, "value": 1.2, "repval": 0.3}
@@ -83,19 +83,13 @@ def test_a_reward_belongs_to_the_state_that_it_leads_to():
     assert returns.squeeze(-1).tolist() == [1.0 + 0.5 * (10.0 + 0.25 * 8.0), 10.0 + 0.25 * 8.0]
 
 
-def test_kl_against_torch():
-    left, right = (uniform_mix(torch.randn(5, 6, 3, 4), 0.01) for _ in range(2))
-    joint = [Independent(Categorical(logits=logits), 1) for logits in (left, right)]
-    assert torch.allclose(kl_divergence(left, right), torch_kl(*joint), atol=1e-5)
-    assert kl_divergence(left, left).abs().max() < 1e-6
-
-
 def test_kl_balance_gradients_and_free_nats():
     post = torch.randn(8, 3, 4, requires_grad=True)
     prior = torch.randn(8, 3, 4, requires_grad=True)
-    logs = uniform_mix(post, 0.01), uniform_mix(prior, 0.01)
-    dynamics, representation = kl_losses(*logs, 0.0)
-    assert torch.equal(dynamics, kl_divergence(*logs)) and torch.equal(dynamics, representation)
+    latent = OneHots(3, 4, 0.01, 1.0)
+    logs = latent.belief(post), latent.belief(prior)
+    dynamics, representation = kl_losses(latent, *logs, 0.0)
+    assert torch.equal(dynamics, latent.kl(*logs)) and torch.equal(dynamics, representation)
     reach = [
         [
             grad is not None and bool((grad != 0).any())
@@ -107,7 +101,7 @@ def test_kl_balance_gradients_and_free_nats():
     ]
     assert reach == [[False, True], [True, False]]
     free = dynamics.detach().sort().values[3:5].mean().item()
-    for loss, source in zip(kl_losses(*logs, free), (prior, post), strict=True):
+    for loss, source in zip(kl_losses(latent, *logs, free), (prior, post), strict=True):
         assert torch.equal(loss, dynamics.clamp(min=free))
         grad = torch.autograd.grad(loss.sum(), source, retain_graph=True)[0]
         moved = grad.flatten(1).abs().sum(1) > 0
