@@ -41,8 +41,8 @@ _SHIPPED = {
     **dict.fromkeys(vmas.debug_scenarios, "vmas.scenarios.debug"),
 }
 
-# Correlation of two agents' rewards in random play. Measured: -0.5 and below where VMAS's agents
-# are opposed, -0.1 and above elsewhere, with rewards of their own too.
+# Correlation of two agents' rewards in random play. Measured on most of VMAS: -0.5 and below where
+# agents are opposed, -0.1 and above elsewhere, with rewards of their own too.
 _OPPOSED = -0.3
 
 
