@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "configs.yaml"
 BENCHMARL = read_yaml(SETTINGS)["benchmarl"]["tasks"]
 CPU = torch.device("cpu")
-FEWER = {"pollock": 2, "road_traffic": 2, "waterfall": 2}  # agents; their steps take long
+FEWER = {"pollock": 2, "road_traffic": 3, "waterfall": 2}  # agents; their steps take long
 ABSTRACT = """
 from vmas.simulator.scenario import BaseScenario
 
