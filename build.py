@@ -5,7 +5,7 @@ import re
 import torch
 
 from config import Config
-from envs.vmas import Vmas
+from envs.vmas import Vmas, opposed_agents
 from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
 from tools import UserError
 
@@ -50,6 +50,30 @@ def check_values(config: Config) -> None:
     if config.dataset_size // config.envs <= config.batch_length:
         least = config.envs * (config.batch_length + 1)
         raise UserError(f"--dataset_size {config.dataset_size}: expected {least} or more")
+
+
+def check_reward(config: Config) -> None:
+    """Raise `UserError` if a team's reward would be made of rewards that are opposed.
+
+    Measured in a small copy of the task, which leaves every random state as it was.
+    """
+    if config.reward == "agent" or config.force_reward:
+        return
+    _, _, scenario = config.task.partition("_")
+    env = Vmas(
+        scenario,
+        num_envs=64,
+        seed=config.seed,
+        time_limit=None,
+        discrete=config.discrete,
+        scenario_args=config.scenario.as_dict(),
+    )
+    if pair := opposed_agents(env):
+        one, other = (env.simulator.agents[index].name for index in pair)
+        raise UserError(
+            f"--reward {config.reward}: what pays {one} costs {other} in {config.task}; expected "
+            "--reward agent, or --force_reward true to learn from such a reward all the same"
+        )
 
 
 def make_env(

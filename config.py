@@ -1,5 +1,6 @@
 """Settings: `defaults` and presets of a yaml file, flags on top, typed by their defaults.
 
+A preset's `tasks` maps names of tasks to settings for that task alone; it is no use with others.
 A setting has a path such as `actor.entropy`. Presets and flags are both turned into pairs of path
 and value that one function, `_assign`, checks and stores, so that both are held to the same rules.
 """
@@ -97,14 +98,11 @@ def load_config(
     if saved:
         for key, value in _leaves(read_yaml(saved)):
             _assign(values, defaults, key, value, f"{saved}: ")
-    stacks = [words for key, words in flags if key == "configs"]
-    for name in stacks[-1] if stacks else []:
-        if name not in sections:
-            raise UserError(f"--configs: unknown preset '{name}'{_nearest(name, sections)}")
-        source = f"preset '{name}' of {path.name}: "
-        if not isinstance(sections[name], dict):
-            raise UserError(f"{source}expected keys with values")
-        for key, value in _leaves(sections[name]):
+    stack = _stack(flags, sections, path)
+    said = [values, *(preset for _, preset in stack), *({key: words[0]} for key, words in flags)]
+    task = next((settings["task"] for settings in reversed(said) if "task" in settings), None)
+    for source, preset in stack:
+        for key, value in _settings(preset, task, source):
             _assign(values, defaults, key, value, source)
     for key, words in flags:
         if key != "configs":
@@ -204,6 +202,38 @@ def _parse(argv: list[str], defaults: Mapping[str, Any]) -> list[tuple[str, list
         if len(words) > 1 and not isinstance(default, list):
             raise UserError(f"unexpected argument '{words[1]}': --{key} takes one value")
     return flags
+
+
+def _stack(
+    flags: Sequence[tuple[str, list[str]]], sections: Mapping[str, Any], path: Path
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The presets of the last `--configs`, each after what an error about it begins with."""
+    stacks = [words for key, words in flags if key == "configs"]
+    presets = []
+    for name in stacks[-1] if stacks else []:
+        if name not in sections:
+            raise UserError(f"--configs: unknown preset '{name}'{_nearest(name, sections)}")
+        source = f"preset '{name}' of {path.name}: "
+        if not isinstance(sections[name], dict):
+            raise UserError(f"{source}expected keys with values")
+        presets.append((source, sections[name]))
+    return presets
+
+
+def _settings(
+    preset: Mapping[str, Any], task: str | None, source: str
+) -> Iterator[tuple[str, Any]]:
+    """The settings of a preset as (path, value), then those that its `tasks` hold for the task."""
+    preset = dict(preset)
+    tasks = preset.pop("tasks", None)
+    yield from _leaves(preset)
+    if tasks is None:
+        return
+    if not isinstance(tasks, Mapping) or not all(isinstance(x, Mapping) for x in tasks.values()):
+        raise UserError(f"{source}tasks: expected tasks, each with keys and values")
+    if task not in tasks:
+        raise UserError(f"{source}nothing for task {task}; it has {', '.join(tasks)}")
+    yield from _leaves(tasks[task])
 
 
 def _lookup(defaults: Mapping[str, Any], path: str, source: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from build import FIXED, LATENTS, check_values, make_dreamer, make_env
+from build import FIXED, LATENTS, check_reward, check_values, make_dreamer, make_env
 from config import Config, check_compatible, load_config, read_yaml, save_config
 from envs.vmas import ScenarioError, Vmas
 from learner import Learner
@@ -230,6 +230,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
         evaluate_run(config, learner.dreamer, logdir)
         return
+    if not saved:
+        check_reward(config)
     recorder = Recorder(config, env, logdir)
     if config.offline_traindir or saved:
         recorder.load(learner.dreamer, config.offline_traindir)

@@ -1,4 +1,4 @@
-"""Small networks and batches that several test files build on."""
+"""Small networks, batches and a scenario that several test files build on."""
 
 import pytest
 import torch
@@ -8,6 +8,53 @@ from models import ImagBehavior, WorldModel
 from networks import TwoHotHead
 
 torch.set_num_threads(1)
+
+COUNTING = """
+import torch
+from vmas.simulator.core import Agent, World
+from vmas.simulator.scenario import BaseScenario
+
+
+class Scenario(BaseScenario):
+    '''Copy i ends after `shortest + i` steps; agent k is paid k + 1 times the steps so far.'''
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.shortest = kwargs.get("shortest", 3)
+        self.steps = torch.zeros(batch_dim, device=device)
+        world = World(batch_dim, device)
+        for i in range(kwargs.get("n_agents", 2)):
+            world.add_agent(Agent(f"agent {i}", u_range=0.5 + i))
+        world.add_agent(Agent("scripted", action_script=self.drift))
+        return world
+
+    def drift(self, agent, world):
+        agent.action.u = torch.ones(world.batch_dim, 2, device=world.device)
+
+    def reset_world_at(self, env_index=None):
+        self.steps[slice(None) if env_index is None else env_index] = 0
+
+    def post_step(self):
+        self.steps += 1
+
+    def observation(self, agent):
+        parts = {"vel": agent.state.vel, "pos": {"y": agent.state.pos[:, 1], "x": self.steps}}
+        return parts if agent.name == "agent 0" else agent.state.pos
+
+    def reward(self, agent):
+        reward = self.steps * (self.world.agents.index(agent) + 1)
+        return reward.unsqueeze(-1) if agent.name == "agent 0" else reward
+
+    def done(self):
+        return self.steps >= self.shortest + torch.arange(len(self.steps))
+"""
+
+
+@pytest.fixture
+def counting(tmp_path) -> str:
+    """Path of a scenario file whose episodes and rewards are known beforehand."""
+    path = tmp_path / "counting.py"
+    path.write_text(COUNTING)
+    return str(path)
 
 
 @pytest.fixture(autouse=True)

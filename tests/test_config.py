@@ -35,6 +35,14 @@ single: {layers: 3}
 flag: {train: 1}
 group: {actor: 3}
 notgroup: {steps: {of: 3}}
+tasks:
+  steps: 5
+  tasks:
+    vmas_balance: {steps: 7, actor: {units: 9}, scenario: {n_agents: 4}}
+    vmas_wheel: {}
+tasks_unknown: {tasks: {vmas_balance: {stepz: 1}}}
+tasks_words: {tasks: [vmas_balance]}
+tasks_number: {tasks: {vmas_balance: 3}}
 deep: {scenario: {a: {b: 1}}}
 list: [1, 2]
 """
@@ -79,6 +87,35 @@ def test_presets_stack_in_order(load):
     assert (config.actor.units, config.actor.entropy) == (8, 3e-4)
     assert load("--configs=debug").layers == (2,)
     assert load("--configs empty").as_dict() == load("").as_dict()
+
+
+def test_a_preset_may_hold_settings_for_single_tasks(load):
+    config = load("--configs tasks --task vmas_balance")
+    assert (config.steps, config.actor.units, config.actor.entropy) == (7, 9, 3e-4)
+    assert config.scenario.as_dict() == {"n_agents": 4}
+    assert "tasks" not in config.as_dict()
+    assert load("--configs tasks --task vmas_wheel").steps == 5
+    # The task may come from another preset, before or after; flags still win.
+    for stack in ("vmas tasks", "tasks vmas"):
+        assert load(f"--configs {stack} --scenario.n_agents 9").steps == 7
+    assert load("--configs tasks vmas").scenario.n_agents == 3
+    assert load("--configs vmas tasks --scenario.n_agents 9").scenario.n_agents == 9
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("tasks", "nothing for task vmas_simple_spread; it has vmas_balance, vmas_wheel"),
+        ("tasks_unknown", "stepz: no such setting; nearest: steps"),
+        ("tasks_words", "tasks: expected tasks, each with keys and values"),
+        ("tasks_number", "tasks: expected tasks, each with keys and values"),
+    ],
+)
+def test_settings_for_single_tasks_are_held_to_the_same_rules(load, line, complaint):
+    task = "" if line == "tasks" else " --task vmas_balance"
+    with pytest.raises(UserError) as error:
+        load(f"--configs {line}{task}")
+    assert str(error.value) == f"preset '{line}' of configs.yaml: {complaint}"
 
 
 def test_later_configs_replaces_earlier(load):

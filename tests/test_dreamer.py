@@ -18,7 +18,7 @@ from tools import UserError
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "configs.yaml"
-PRESETS = ("vmas", "vmas_vector", "size1m", "size12m", "size25m", "original", "debug")
+PRESETS = ("vmas", "vmas_vector", "size1m", "size12m", "size25m", "original", "benchmarl", "debug")
 QUICK = [
     *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
     *("--time_limit", "20", "--envs", "4", "--prefill", "160", "--log_every", "80"),
@@ -233,6 +233,8 @@ ERRORS = [
     (["--device", "cuda:7"], "cpu"),
     (["--device", "gpu"], "cpu"),
     (["--reward", "team"], "mean"),
+    (["--task", "vmas_simple_adversary"], "--reward agent"),
+    (["--configs", "benchmarl", "--task", "vmas_drone"], "vmas_balance"),
     (["--imag_gradient", "both"], "dynamics"),
     (["--mlp_keys", "("], "mlp_keys"),
     (["--mlp_keys", "^$"], "mlp_keys"),

@@ -15,54 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vmas import make_env
 from vmas.simulator.environment import Environment
 
-from envs.vmas import ScenarioError, Vmas, scenario_names
-
-COUNTING = """
-import torch
-from vmas.simulator.core import Agent, World
-from vmas.simulator.scenario import BaseScenario
-
-
-class Scenario(BaseScenario):
-    '''Copy i ends after `shortest + i` steps; agent k is paid k + 1 times the steps so far.'''
-
-    def make_world(self, batch_dim, device, **kwargs):
-        self.shortest = kwargs.get("shortest", 3)
-        self.steps = torch.zeros(batch_dim, device=device)
-        world = World(batch_dim, device)
-        for i in range(kwargs.get("n_agents", 2)):
-            world.add_agent(Agent(f"agent {i}", u_range=0.5 + i))
-        world.add_agent(Agent("scripted", action_script=self.drift))
-        return world
-
-    def drift(self, agent, world):
-        agent.action.u = torch.ones(world.batch_dim, 2, device=world.device)
-
-    def reset_world_at(self, env_index=None):
-        self.steps[slice(None) if env_index is None else env_index] = 0
-
-    def post_step(self):
-        self.steps += 1
-
-    def observation(self, agent):
-        parts = {"vel": agent.state.vel, "pos": {"y": agent.state.pos[:, 1], "x": self.steps}}
-        return parts if agent.name == "agent 0" else agent.state.pos
-
-    def reward(self, agent):
-        reward = self.steps * (self.world.agents.index(agent) + 1)
-        return reward.unsqueeze(-1) if agent.name == "agent 0" else reward
-
-    def done(self):
-        return self.steps >= self.shortest + torch.arange(len(self.steps))
-"""
-
-
-@pytest.fixture
-def counting(tmp_path) -> str:
-    """Path of a scenario file whose episodes and rewards are known beforehand."""
-    path = tmp_path / "counting.py"
-    path.write_text(COUNTING)
-    return str(path)
+from envs.vmas import ScenarioError, Vmas
 
 
 def run(env: Vmas, actions: Tensor) -> list[dict]:
@@ -171,24 +124,6 @@ def test_equals_a_plain_loop_through_early_ends(name, steps):
     assert_equal(rows, plain_rows(name, {}, 1, 70, actions, False))
     ends = torch.stack([row["is_last"] for row in rows])
     assert (ends.any(1) & ~ends.all(1)).any(), "no copy ended alone"
-
-
-@pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("name", scenario_names())
-def test_every_scenario_runs(name, discrete):
-    """VMAS 1.5.2 builds all that it ships."""
-    env = Vmas(name, 2, time_limit=2, discrete=discrete)
-    for row in run(env, draw_actions(env, 4)):
-        for i, shape in enumerate(env.obs_shapes):
-            assert row[f"agent{i}"].shape == (2, *shape)
-            assert row[f"agent{i}"].isfinite().all()
-        assert row["reward"].shape == (2, env.n_agents)
-        assert row["reward"].isfinite().all()
-
-
-def test_scenario_names():
-    assert len(scenario_names()) == len(set(scenario_names())) == 41
-    assert {"balance", "simple_spread", "waterfall"} < set(scenario_names())
 
 
 def test_row_layout(counting):
@@ -491,98 +426,6 @@ def test_a_step_waits_for_the_device_only_to_find_early_ends(name, extra):
     added = whole.count - inside.count
     assert added["aten::nonzero"] == extra
     assert added["aten::_local_scalar_dense"] == added["aten::_to_copy"] == 0
-
-
-def message(*args, **kwargs) -> str:
-    with pytest.raises(ScenarioError) as error:
-        Vmas(*args, num_envs=2, **kwargs)
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
-@pytest.mark.parametrize("name", ["blance", "balance.", "ba lance", "balance.x"])
-def test_unknown_scenario(name):
-    assert message(name).startswith(f"unknown scenario '{name}'; nearest: balance")
-
-
-def test_unknown_scenario_like_no_other():
-    assert message("qqq").endswith("choose from: " + ", ".join(scenario_names()))
-
-
-@pytest.mark.parametrize("name", scenario_names())
-def test_unknown_argument(name):
-    text = message(name, scenario_args={"n_agentz": 3})
-    assert text.startswith(f"scenario '{name}' has no argument 'n_agentz'; ")
-
-
-def test_unknown_argument_names_the_nearest():
-    def hint(name: str) -> str:
-        return message(name, scenario_args={"n_agent": 3}).split("; ")[1]
-
-    assert hint("navigation") == hint("road_traffic") == "nearest: n_agents"
-    assert hint("football") == "nearest: n_red_agents, n_blue_agents, ai_red_agents"
-    assert hint("reverse_transport").startswith("nearest: n_agents")
-    assert hint("het_mass") == "choose from: blue_mass, green_mass, mass_noise"
-    assert hint("simple") == "it shows none"
-
-
-def test_names_of_vmas_settings_are_no_scenario_arguments():
-    assert "no argument 'dict_spaces'" in message("simple", scenario_args={"dict_spaces": True})
-    assert "no argument 'wrapper'" in message("simple", scenario_args={"wrapper": "gym"})
-
-
-def test_scenario_that_vmas_cannot_build():
-    assert message("balance", scenario_args={"n_agents": 1}) == (
-        "VMAS cannot build scenario 'balance': AssertionError: assert self.n_agents > 1"
-    )
-    assert "no agent to control" in message("football", scenario_args={"ai_blue_agents": True})
-
-
-def test_scenario_file(counting, tmp_path, monkeypatch):
-    assert Vmas(counting, 2, scenario_args={"n_agents": 3, "shortest": 9}).n_agents == 3
-    assert message(counting, scenario_args={"n_agent": 3}) == (
-        f"scenario '{counting}' has no argument 'n_agent'; nearest: n_agents"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "inner.py").write_text(COUNTING)
-    assert Vmas("counting", 2).n_agents == 2
-    assert Vmas("package.inner", 2).n_agents == 2
-
-
-def test_scenario_file_with_named_arguments(tmp_path):
-    path = tmp_path / "named.py"
-    path.write_text(
-        COUNTING.replace("**kwargs", "shortest=3, n_agents=2")
-        .replace('kwargs.get("shortest", 3)', "shortest")
-        .replace('kwargs.get("n_agents", 2)', "n_agents")
-    )
-    assert Vmas(str(path), 2, scenario_args={"n_agents": 3}).n_agents == 3
-    assert message(str(path), scenario_args={"n_agent": 3}).endswith(
-        "has no argument 'n_agent'; nearest: n_agents"
-    )
-
-
-@pytest.mark.parametrize(
-    ("source", "complaint"),
-    [
-        ("def", "cannot load scenario '{}': SyntaxError: invalid syntax"),
-        ("import nowhere", "cannot load scenario '{}': ModuleNotFoundError: No module named"),
-        ("x = 1", "scenario '{}' has no class Scenario"),
-        ("class Scenario: pass", "scenario '{}': its Scenario is not a VMAS BaseScenario"),
-        (
-            COUNTING.replace("def done", "def over").replace("def reward", "def pay"),
-            "cannot load scenario '{}': TypeError: Can't instantiate abstract class Scenario",
-        ),
-        (None, "there is no scenario file {}"),
-    ],
-)
-def test_bad_scenario_file(tmp_path, source, complaint):
-    path = tmp_path / "bad.py"
-    if source is not None:
-        path.write_text(source)
-    assert message(str(path)).startswith(complaint.format(path))
 
 
 def test_import_prints_nothing():
