@@ -104,10 +104,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="the file of metrics to write")
     parser.add_argument("--published", action="store_true", help="60,000 frames a batch of MAPPO")
-    parser.add_argument("--eval_every", type=int, default=12_000, help="frames; whole batches")
+    parser.add_argument("--eval_every", type=int, default=12_000, help="frames")
     parser.add_argument("--episodes", type=int, default=200, help="of an evaluation")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    batch = 60_000 if args.published and args.algorithm == "mappo" else 6_000
+    if args.eval_every % batch:
+        parser.error(f"--eval_every {args.eval_every}: must be a multiple of the batch, {batch}")
+    return args
 
 
 if __name__ == "__main__":
