@@ -28,29 +28,10 @@ from checkpoint import Checkpoints
 from episodes import EpisodeFolder
 
 FLAGS = [
-    *(
-        "--configs",
-        "vmas_vector",
-        "debug",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--probe.envs",
-        "0",
-    ),
-    *(
-        "--envs",
-        "4",
-        "--time_limit",
-        "8",
-        "--prefill",
-        "40",
-        "--train_ratio",
-        "2",
-        "--eval_episode_num",
-        "2",
-    ),
+    *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
+    *("--probe.envs", "0", "--envs", "4", "--time_limit", "8", "--prefill", "40"),
+    *("--train_ratio", "2", "--eval_episode_num", "2", "--eval_every", "400"),
+    *("--log_every", "20", "--save_every", "20"),
 ]
 # Where to die, and after how many calls of the function at most.
 PLACES = {

@@ -56,7 +56,7 @@ REFUSED = {
     "parts": (lambda d: edit(only_latest(d), lambda s: s.pop("optimizers")), "lacks optimizers"),
     "no actors": (
         lambda d: edit(only_latest(d), rename_network),
-        "strange.weight: saved .*now noth",
+        "strange.weight: saved .* now ",
     ),
     "optimiser": (
         lambda d: edit(only_latest(d), lambda s: s["optimizers"].pop("behavior")),
@@ -92,7 +92,7 @@ SIZES = {
     "agents": (("--scenario.n_agents", "2"), r"saved \(.*\), now "),
     "actions": (("--discrete", "true"), r"actors.*: saved .*, now "),
     "state": (("--rssm.deter", "64"), r"rssm.*: saved .*, now "),
-    "images": (("--configs", "vmas", "debug"), r"saved .*, now nothing"),
+    "images": (("--configs", "vmas", "debug"), r"cnn.*: saved nothing, now "),
 }
 
 
