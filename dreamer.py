@@ -65,21 +65,10 @@ def train(
 ) -> None:
     """Alternate rollout and training until the steps are used up or a signal asks to stop."""
     begin, owed = (saved["step"], saved["owed"]) if saved else (0, 0.0)
-    row_steps, replayed = (
-        config.envs * config.action_repeat,
-        config.batch_size * config.batch_length,
-    )
-    recorder, player = Recorder(config, env, logdir), Player(env, learner.dreamer, explore=True)
-    exact = load_replay(config, saved, checkpoints, recorder, learner.dreamer)
-    save_config(config, logdir / "config.yaml")
-    logger, meter = Logger(logdir, begin), Meter(env, replayed, begin, learner.updates)
-    moment = {"env": env, "player": player, "meter": meter, "logger": logger}
-    moment["folder"] = recorder.folder
-    if exact:
-        for name, part in moment.items():
-            part.load_state_dict(saved["moment"][name])
-    if saved:
-        restore_random_states(saved["random"], env, recorder.replay)
+    row_steps = config.envs * config.action_repeat
+    replayed = config.batch_size * config.batch_length
+    recorder, moment = take_up(config, logdir, env, learner, checkpoints, saved)
+    player, meter, logger = moment["player"], moment["meter"], moment["logger"]
     progress = Progress(config.steps, begin, config.log_every, learner.updates)
     periods = (config.log_every, config.eval_every, config.save_every)
     should_log, should_evaluate, should_save = (Every(period, begin) for period in periods)
@@ -108,15 +97,47 @@ def train(
             returns = {key: figures[key] for key in figures if key in RETURNS}
             progress.update(step, learner.updates, **returns)
             if should_save(step) and step < config.steps:
-                state = {"step": step, "owed": owed, **learner.state_dict()}
-                checkpoints.try_save(state | {"random": random_states(env, recorder.replay)})
+                checkpoints.try_save(state_of(step, owed, learner, env, recorder.replay))
         if step > begin:
-            state = {"step": step, "owed": owed, **learner.state_dict()}
-            state["random"] = random_states(env, recorder.replay)
+            state = state_of(step, owed, learner, env, recorder.replay)
             if stop.requested:
                 state["settings"] = config.as_dict()
                 state["moment"] = {name: part.state_dict() for name, part in moment.items()}
             checkpoints.save(state, recorder.rings if stop.requested else None)
+
+
+def take_up(
+    config: Config,
+    logdir: Path,
+    env: Vmas,
+    learner: Learner,
+    checkpoints: Checkpoints,
+    saved: dict | None,
+) -> tuple[Recorder, dict]:
+    """The recorder, and by name the parts of a run that remember, as they were if `saved` tells."""
+    recorder = Recorder(config, env, logdir)
+    exact = load_replay(config, saved, checkpoints, recorder, learner.dreamer)
+    save_config(config, logdir / "config.yaml")
+    step, replayed = saved["step"] if saved else 0, config.batch_size * config.batch_length
+    moment = {
+        "env": env,
+        "player": Player(env, learner.dreamer, explore=True),
+        "meter": Meter(env, replayed, step, learner.updates),
+        "logger": Logger(logdir, step),
+        "folder": recorder.folder,
+    }
+    if exact:
+        for name, part in moment.items():
+            part.load_state_dict(saved["moment"][name])
+    if saved:
+        restore_random_states(saved["random"], env, recorder.replay)
+    return recorder, moment
+
+
+def state_of(step: int, owed: float, learner: Learner, env: Vmas, replay: Replay) -> dict:
+    """What every checkpoint holds."""
+    random = random_states(env, replay)
+    return {"step": step, "owed": owed, "random": random, **learner.state_dict()}
 
 
 def load_replay(
