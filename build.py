@@ -16,6 +16,12 @@ FIXED = (
     *("time_limit", "action_repeat", "units", "layers", "head_layers", "cnn_depth", "rssm"),
     "probe.depth",
 )
+# What must not change either, if the episodes under way and the replay are to be taken up.
+EXACT = (
+    *FIXED,
+    *("envs", "train_time_limit", "dataset_size", "offline_traindir"),
+    *("probe.envs", "probe.dataset_size"),
+)
 _CHOICES = {
     "reward": ("mean", "sum", "agent"),
     "imag_gradient": ("dynamics", "reinforce"),

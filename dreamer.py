@@ -5,21 +5,24 @@ python dreamer.py --configs vmas --task vmas_simple_spread --logdir ./logdir/vma
 
 import json
 import sys
-import time
+import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from build import FIXED, LATENTS, check_reward, check_values, make_dreamer, make_env
+from build import EXACT, FIXED, LATENTS, check_reward, check_values, make_dreamer, make_env
+from checkpoint import Checkpoints, load_training, sole_writer
 from config import Config, check_compatible, load_config, read_yaml, save_config
 from envs.vmas import ScenarioError, Vmas
+from episodes import EpisodeFolder
 from learner import Learner
 from models import Dreamer
 from recorder import Recorder
-from replay import EpisodeFolder, Replay
-from rollout import Player, Tally, play_episodes, summarise
+from replay import Replay
+from rollout import Meter, Player, play_episodes, summarise
 from tools import (
     GracefulExit,
     Logger,
@@ -27,16 +30,15 @@ from tools import (
     UserError,
     encode_gif,
     get_random_state,
-    load_checkpoint,
     replacing,
     resolve_device,
-    save_checkpoint,
     set_random_state,
     tile,
 )
 
 EVAL_SEED = 1_000_000  # evaluation's scenes are never those of training
 EVAL_KEPT = 4  # episodes of an evaluation that are recorded and shown
+RETURNS = ("train_return", "eval_return")  # shown beside the progress
 OPEN_LOOP = 50  # steps of the gif that shows predictions
 Rows = dict[str, Tensor]
 
@@ -53,50 +55,26 @@ class Every:
         return due
 
 
-class Meter:
-    """What happened since the last report: finished episodes, speed, the achieved train ratio."""
-
-    def __init__(self, env: Vmas, replayed: int, step: int, updates: int):
-        self.tally = Tally(env.num_envs, env.n_agents, env.device)
-        self.replayed = replayed  # steps an update
-        self.last = step, updates, time.monotonic()
-
-    def take(self, step: int, updates: int) -> dict[str, float]:
-        """Metrics since the last call."""
-        now = step, updates, time.monotonic()
-        steps, updates, seconds = (b - a for a, b in zip(self.last, now, strict=True))
-        self.last = now
-        return {
-            **summarise(*self.tally.take(), "train"),
-            "fps": steps / seconds,
-            "updates_per_second": updates / seconds,
-            "train_ratio": updates * self.replayed / max(steps, 1),
-        }
-
-
 def train(
     config: Config,
     logdir: Path,
     env: Vmas,
     learner: Learner,
-    recorder: Recorder,
+    checkpoints: Checkpoints,
     saved: dict | None,
 ) -> None:
     """Alternate rollout and training until the steps are used up or a signal asks to stop."""
-    replay, batch, length = recorder.replay, config.batch_size, config.batch_length
-    print(f"replay: {replay.nbytes / 2**20:,.0f} MiB on {env.device}", file=sys.stderr)
-    step, owed = (saved["step"], saved["owed"]) if saved else (0, 0.0)
-    if saved:
-        restore_random_states(saved["random"], env, replay)
-    logger = Logger(logdir, step)
-    progress = Progress(config.steps, step, config.log_every, learner.updates)
-    meter = Meter(env, batch * length, step, learner.updates)
-    periods = (config.log_every, config.eval_every, config.save_every)
-    should_log, should_evaluate, should_save = (Every(period, step) for period in periods)
-    player = Player(env, learner.dreamer, explore=True)
+    begin, owed = (saved["step"], saved["owed"]) if saved else (0, 0.0)
     row_steps = config.envs * config.action_repeat
+    replayed = config.batch_size * config.batch_length
+    recorder, moment = take_up(config, logdir, env, learner, checkpoints, saved)
+    player, meter, logger = moment["player"], moment["meter"], moment["logger"]
+    progress = Progress(config.steps, begin, config.log_every, learner.updates)
+    periods = (config.log_every, config.eval_every, config.save_every)
+    should_log, should_evaluate, should_save = (Every(period, begin) for period in periods)
 
-    with GracefulExit() as stop:
+    step = begin
+    with GracefulExit() as stop, closing(logger), closing(recorder.folder), closing(progress):
         while step < config.steps and not stop.requested:
             if not config.offline_traindir:
                 rows = player.step(random=step < config.prefill)
@@ -104,28 +82,95 @@ def train(
                 meter.tally.add(rows)
             step += row_steps
             if step >= config.prefill or config.offline_traindir:
-                owed += row_steps * config.train_ratio / (batch * length)
-            while owed >= 1 and replay.steps_per_copy > length and not stop.requested:
+                owed += row_steps * config.train_ratio / replayed
+            while owed >= 1 and recorder.replay.steps_per_copy > config.batch_length:
                 owed -= 1
-                logger.scalars(learner.update(replay, batch, length))
-                if learner.updates % config.probe.every == 0 and recorder.can_draw(length):
-                    few = config.probe.batch_size
-                    logger.scalars(learner.update_probe(recorder.pictures, few, length))
-            finished, returns = step >= config.steps, {}
-            if evaluated := should_evaluate(step) or finished:
+                logger.scalars(learner.learn(recorder))
+            figures = {}
+            if evaluated := should_evaluate(step) or step >= config.steps:
                 evaluate(config, learner.dreamer, logdir / "eval_eps", logger)
                 show_predictions(recorder.pictures, learner.dreamer, logger)
             if should_log(step) or evaluated:
                 logger.scalars(meter.take(step, learner.updates))
                 figures = logger.write(step)
-                returns = {k: figures[k] for k in ("train_return", "eval_return") if k in figures}
+                learner.check(figures, recorder.replay)
+            returns = {key: figures[key] for key in figures if key in RETURNS}
             progress.update(step, learner.updates, **returns)
-            if should_save(step) or finished or stop.requested:
-                random = random_states(env, replay)
-                state = {"step": step, "owed": owed, "random": random, **learner.state_dict()}
-                save_checkpoint(logdir / "latest.pt", state)
-    for closing in (progress, recorder.folder, logger):
-        closing.close()
+            if should_save(step) and step < config.steps:
+                checkpoints.try_save(state_of(step, owed, learner, env, recorder.replay))
+        if step > begin:
+            state = state_of(step, owed, learner, env, recorder.replay)
+            if stop.requested:
+                state["settings"] = config.as_dict()
+                state["moment"] = {name: part.state_dict() for name, part in moment.items()}
+            checkpoints.save(state, recorder.rings if stop.requested else None)
+
+
+def take_up(
+    config: Config,
+    logdir: Path,
+    env: Vmas,
+    learner: Learner,
+    checkpoints: Checkpoints,
+    saved: dict | None,
+) -> tuple[Recorder, dict]:
+    """The recorder, and by name the parts of a run that remember, as they were if `saved` tells."""
+    recorder = Recorder(config, env, logdir)
+    exact = load_replay(config, saved, checkpoints, recorder, learner.dreamer)
+    save_config(config, logdir / "config.yaml")
+    step, replayed = saved["step"] if saved else 0, config.batch_size * config.batch_length
+    moment = {
+        "env": env,
+        "player": Player(env, learner.dreamer, explore=True),
+        "meter": Meter(env, replayed, step, learner.updates),
+        "logger": Logger(logdir, step),
+        "folder": recorder.folder,
+    }
+    if exact:
+        for name, part in moment.items():
+            part.load_state_dict(saved["moment"][name])
+    if saved:
+        restore_random_states(saved["random"], env, recorder.replay)
+    return recorder, moment
+
+
+def state_of(step: int, owed: float, learner: Learner, env: Vmas, replay: Replay) -> dict:
+    """What every checkpoint holds."""
+    random = random_states(env, replay)
+    return {"step": step, "owed": owed, "random": random, **learner.state_dict()}
+
+
+def load_replay(
+    config: Config,
+    saved: dict | None,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    dreamer: Dreamer,
+) -> bool:
+    """Fill the replay as it was when a signal stopped the run, or else from recorded episodes.
+
+    Returns whether it is as it was, so that the episodes under way can be gone on with too.
+    """
+    device, mib = recorder.env.device, recorder.replay.nbytes / 2**20
+    print(f"replay: {mib:,.0f} MiB on {device}", file=sys.stderr)
+    alike = saved and is_alike(saved, config, recorder.env)
+    if alike and checkpoints.load_replay(saved, recorder.rings):
+        return True
+    if saved or config.offline_traindir:
+        recorder.load(dreamer, config.offline_traindir)
+    return False
+
+
+def is_alike(saved: dict, config: Config, env: Vmas) -> bool:
+    """Whether a signal stopped the run, and it goes on with what shapes its episodes and replay."""
+    if "moment" not in saved or saved["random"]["env"]["device"] != env.device.type:
+        return False
+    try:
+        check_compatible(saved["settings"], config, EXACT)
+    except UserError as error:
+        warnings.warn(f"{error}; going on from the recorded episodes", stacklevel=2)
+        return False
+    return True
 
 
 def random_states(env: Vmas, replay: Replay) -> dict:
@@ -221,39 +266,24 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     env = make_env(config, device, config.envs, config.seed, training=True)
-    learner = Learner(config, make_dreamer(config, env))
-    saved = find_checkpoint(config, logdir, device)
-    if saved:
-        learner.load_state_dict(saved)
-    if config.eval_only:
-        if not saved:
-            raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
-        evaluate_run(config, learner.dreamer, logdir)
-        return
-    if not saved:
-        check_reward(config)
-    recorder = Recorder(config, env, logdir)
-    if config.offline_traindir or saved:
-        recorder.load(learner.dreamer, config.offline_traindir)
-    make_logdir(logdir)
-    save_config(config, logdir / "config.yaml")
-    train(config, logdir, env, learner, recorder, saved)
-
-
-def find_checkpoint(config: Config, logdir: Path, device: torch.device) -> dict | None:
-    """The state that the run in `logdir` was left in, if there is one and it fits."""
+    learner, checkpoints = Learner(config, make_dreamer(config, env)), Checkpoints(logdir)
     if (logdir / "config.yaml").exists():
         check_compatible(read_yaml(logdir / "config.yaml"), config, FIXED)
-    if not (logdir / "latest.pt").exists():
-        return None
-    return load_checkpoint(logdir / "latest.pt", device)
-
-
-def make_logdir(logdir: Path) -> None:
-    try:
-        logdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--logdir {logdir}: {error.strerror}") from error
+    if config.eval_only:
+        if not (saved := checkpoints.load(device)):
+            raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
+        learner.load_weights(saved, str(logdir))
+        evaluate_run(config, learner.dreamer, logdir)
+        return
+    with sole_writer(logdir):
+        if saved := checkpoints.load(device):
+            learner.load_state_dict(saved, str(logdir))
+        else:
+            check_reward(config)
+        if config.from_checkpoint and not saved:
+            source = Path(config.from_checkpoint)
+            learner.load_weights(load_training(source, device), f"--from_checkpoint {source}")
+        train(config, logdir, env, learner, checkpoints, saved)
 
 
 if __name__ == "__main__":

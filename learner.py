@@ -1,18 +1,31 @@
 """Training: the networks with their optimisers."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
+from build import LATENTS
 from config import Config
 from models import Dreamer
 from optimizer import LaProp
+from recorder import Recorder
 from replay import Replay
+from tools import UserError
+
+PATIENCE = 10  # updates in a row that may fail
 
 
 class Learner:
-    """The networks with their optimisers; a call of `update` is one step of training."""
+    """The networks with their optimisers; a call of `update` is one step of training.
+
+    An update whose loss or gradient is not finite changes nothing. That is decided on the device.
+    """
 
     def __init__(self, config: Config, dreamer: Dreamer):
         self.dreamer, self.updates = dreamer, 0
+        self.batch, self.length, self.probe = config.batch_size, config.batch_length, config.probe
+        self.failed = torch.zeros((), dtype=torch.int64, device=dreamer.device)  # in a row
         behavior = dreamer.behavior
         groups = [
             {"params": behavior.actors.parameters(), "lr": config.actor.lr},
@@ -26,11 +39,24 @@ class Learner:
             rates = {"lr": config.probe.lr, "warmup": config.probe.warmup}
             self.optimizers["probe"] = LaProp(dreamer.probe.parameters(), **rates)
 
+    def learn(self, recorder: Recorder) -> dict[str, Tensor]:
+        """One update, of the image head too when its turn comes; the metrics are on the device."""
+        metrics = self.update(recorder.replay, self.batch, self.length)
+        if self.updates % self.probe.every == 0 and recorder.can_draw(self.length):
+            few = self.probe.batch_size
+            metrics |= self.update_probe(recorder.pictures, few, self.length)
+        return metrics
+
     def update(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
         """Learn from a batch of replayed sequences; the metrics stay on the device."""
         data, index = replay.sample(batch, length)
+        buffers = [(buffer, buffer.clone()) for buffer in self.dreamer.buffers()]
         loss, state, metrics = self.dreamer.losses(data)
-        self._descend(loss, ("model", "behavior"), metrics)
+        sound = self._descend(loss, ("model", "behavior"), metrics)
+        for buffer, before in buffers:
+            buffer.copy_(torch.where(sound, buffer, before))
+        self.failed = torch.where(sound, 0, self.failed + 1)
+        metrics["skipped_updates"] = (~sound).float()
         self.dreamer.behavior.update_slow()
         replay.write_back(index, self.dreamer.world.rssm.pack(state))
         self.updates += 1
@@ -47,12 +73,31 @@ class Learner:
         replay.write_back(index, self.dreamer.world.rssm.pack(state))
         return metrics
 
-    def _descend(self, loss: Tensor, names: tuple[str, ...], metrics: dict[str, Tensor]) -> None:
-        for name in names:
-            self.optimizers[name].zero_grad()
+    def _descend(self, loss: Tensor, names: tuple[str, ...], metrics: dict[str, Tensor]) -> Tensor:
+        """Take a step, if loss and gradients are finite; returns whether (0-d, on the device)."""
+        optimizers = {name: self.optimizers[name] for name in names}
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
         loss.backward()
-        for name in names:
-            metrics[f"{name}_grad_norm"] = self.optimizers[name].step()
+        groups = [group for o in optimizers.values() for group in o.param_groups]
+        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        sound = (torch.nn.utils.get_total_norm(grads) + loss.detach()).isfinite()
+        for name, optimizer in optimizers.items():
+            metrics[f"{name}_grad_norm"] = optimizer.step(sound)
+        return sound
+
+    def check(self, figures: Mapping[str, float], replay: Replay) -> None:
+        """Raise `UserError` if the last updates were all skipped. Waits for the device."""
+        if (failed := int(self.failed)) < PATIENCE:
+            return
+        wrong = [key for key, value in figures.items() if not torch.tensor(value).isfinite()]
+        rows = [key for key, ring in replay.rings.items() if key not in LATENTS]
+        held = [key for key in rows if not replay.rings[key].isfinite().all()]
+        raise UserError(
+            f"the last {failed} updates were skipped, as loss or gradients were not finite: see "
+            f"{', '.join(wrong)}; observed and not finite: {', '.join(held) or 'nothing'}; "
+            "the last checkpoint is from before"
+        )
 
     def state_dict(self) -> dict:
         """All that is learned, for a checkpoint."""
@@ -60,11 +105,35 @@ class Learner:
             "dreamer": self.dreamer.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "updates": self.updates,
+            "failed": self.failed,
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
-        self.dreamer.load_state_dict(state["dreamer"])
+    def load_state_dict(self, state: dict, source: str = "the checkpoint") -> None:
+        """Go on from what `state_dict` returned; `source` says where it was."""
+        self.load_weights(state, source)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            if name not in state["optimizers"]:
+                raise UserError(f"{source} does not fit: it has no optimiser '{name}'")
+            try:
+                optimizer.load_state_dict(state["optimizers"][name])
+            except ValueError as error:
+                raise UserError(f"{source} does not fit: optimiser '{name}': {error}") from error
         self.updates = state["updates"]
+        self.failed.fill_(state.get("failed", 0))
+
+    def load_weights(self, state: dict, source: str) -> None:
+        """Take over the networks alone. Raises `UserError` that names what does not fit."""
+        saved, own = (
+            {key: tuple(value.shape) for key, value in networks.items()}
+            for networks in (state["dreamer"], self.dreamer.state_dict())
+        )
+        differences = [
+            f"{key}: saved {saved.get(key, 'nothing')}, now {own.get(key, 'nothing')}"
+            for key in {**own, **saved}
+            if saved.get(key) != own.get(key)
+        ]
+        if differences:
+            shown, rest = differences[:5], len(differences) - 5
+            shown += [f"and {rest} more"] if rest > 0 else []
+            raise UserError(f"{source} does not fit: {'; '.join(shown)}")
+        self.dreamer.load_state_dict(state["dreamer"])

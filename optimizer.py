@@ -26,16 +26,20 @@ class LaProp(torch.optim.Optimizer):
         super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, agc=agc, warmup=warmup))
 
     @torch.no_grad()
-    def step(self) -> Tensor:
-        """Update the parameters and return the norm of all gradients before clipping."""
+    def step(self, sound: Tensor | None = None) -> Tensor:
+        """Update the parameters and return the norm of all gradients before clipping.
+
+        Where `sound`, a 0-d bool, is false, nothing moves, and no device is asked to find out.
+        """
         norms = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                norms += self._step_group(group, params)
+                sound = params[0].new_ones((), dtype=torch.bool) if sound is None else sound
+                norms += self._step_group(group, params, sound)
         return torch.stack(norms).norm()
 
-    def _step_group(self, group: dict, params: list[nn.Parameter]) -> list[Tensor]:
+    def _step_group(self, group: dict, params: list[nn.Parameter], sound: Tensor) -> list[Tensor]:
         for param in params:
             if not self.state[param]:
                 self.state[param]["square"] = torch.zeros_like(param)
@@ -46,14 +50,17 @@ class LaProp(torch.optim.Optimizer):
         norms = clip_adaptively(params, grads, group["agc"])
         count = group["count"] = group.get("count", 0) + 1
         beta1, beta2 = group["betas"]
-        torch._foreach_mul_(squares, beta2)
+        for grad in grads:
+            grad.masked_fill_(~sound, 0)
+        torch._foreach_mul_(squares, torch.where(sound, beta2, 1.0))
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         scales = torch._foreach_sqrt(squares)
         torch._foreach_div_(scales, (1 - beta2**count) ** 0.5)
         torch._foreach_add_(scales, group["eps"])
-        torch._foreach_lerp_(momenta, torch._foreach_div(grads, scales), 1 - beta1)
+        torch._foreach_mul_(momenta, torch.where(sound, beta1, 1.0))
+        torch._foreach_addcdiv_(momenta, grads, scales, 1 - beta1)
         rate = group["lr"] * min(1.0, count / max(1, group["warmup"])) / (1 - beta1**count)
-        torch._foreach_add_(params, momenta, alpha=-rate)
+        torch._foreach_sub_(params, torch._foreach_mul(momenta, torch.where(sound, rate, 0.0)))
         return norms
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from build import LATENTS, row_spaces
 from config import Config
 from envs.vmas import Vmas
+from episodes import EpisodeFolder
 from models import Dreamer
-from replay import EpisodeFolder, Replay, fill
+from replay import Replay, fill
 from tools import UserError
 
 
@@ -40,6 +41,12 @@ class Recorder:
             some = {key: value[: self.pictured] for key, value in rows.items()}
             self.pictures.add(some | {"image": image})
 
+    @property
+    def rings(self) -> dict[str, Replay]:
+        """The replay, and the one with images if it is another."""
+        rings = {"replay": self.replay}
+        return rings | {"pictures": self.pictures} if self.pictured else rings
+
     def can_draw(self, length: int) -> bool:
         """Whether there are pictures of their own to teach the probe with."""
         return self.pictured > 0 and self.pictures.steps_per_copy > length
@@ -51,7 +58,8 @@ class Recorder:
         """
         own = self.folder
         source = EpisodeFolder(folder, own.limit_steps, own.spaces) if folder else own
-        if fill(self.replay, source.load(own.limit_steps)):
+        found = source.find(own.limit_steps)
+        if fill(self.replay, [rows for _, rows in found], (source.read(p) for p, _ in found)):
             for data, index in self.replay.streams(chunk):
                 self.replay.write_back(index, dreamer.world.rssm.pack(dreamer.infer(data)))
         if folder and self.replay.steps_per_copy <= self.least:

@@ -1,5 +1,6 @@
 """A team at play: acting in a batch of environments, and the tally of its episodes."""
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models import Dreamer
+from tools import memory_in_use
 
 
 class Environment(Protocol):
@@ -15,6 +17,7 @@ class Environment(Protocol):
     num_envs: int
     n_agents: int
     action_width: int
+    device: torch.device
 
     def reset(self) -> dict[str, Tensor]: ...
 
@@ -31,7 +34,7 @@ class Player:
 
     def __init__(self, env: Environment, dreamer: Dreamer, explore: bool):
         self.env, self.dreamer, self.explore = env, dreamer, explore
-        self.rows: dict[str, Tensor] | None = None
+        self.action: Tensor | None = None
 
     def step(self, random: bool = False) -> dict[str, Tensor]:
         """The next row of every copy, with the action that led to it and the model's latents.
@@ -39,17 +42,29 @@ class Player:
         With `random`, uniform actions are played instead of the actors'.
         """
         rssm = self.dreamer.world.rssm
-        if self.rows is None:
-            self.rows = self.env.reset()
+        if self.action is None:
+            rows = self.env.reset()
             size = (self.env.num_envs, self.env.n_agents, self.env.action_width)
-            self.action = self.rows["reward"].new_zeros(size)
+            self.action = rows["reward"].new_zeros(size)
             self.state = rssm.initial(self.env.num_envs)
         else:
-            self.rows = self.env.step(self.action)
-        led_here = self.action * (~self.rows["is_first"]).float()[:, None, None]
-        action, self.state = self.dreamer.policy(self.rows, led_here, self.state, self.explore)
+            rows = self.env.step(self.action)
+        led_here = self.action * (~rows["is_first"]).float()[:, None, None]
+        action, state = self.dreamer.policy(rows, led_here, self.state, self.explore)
+        # An observation that is not finite costs its copy a memory and an action, no more.
+        action = torch.nan_to_num(action, 0, 0, 0)
+        self.state = tuple(torch.nan_to_num(part, 0, 0, 0) for part in state)
         self.action = self.env.random_action() if random else action
-        return {**self.rows, "action": led_here, **rssm.pack(self.state)}
+        return {**rows, "action": led_here, **rssm.pack(self.state)}
+
+    def state_dict(self) -> dict:
+        """What the team remembers of the episodes under way."""
+        return {} if self.action is None else {"action": self.action, "state": self.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned, in an environment that does the same."""
+        if state:
+            self.action, self.state = state["action"], state["state"]
 
 
 class Tally:
@@ -68,11 +83,54 @@ class Tally:
         self.now = torch.cat([rows["reward"], steps], -1) + self.now * steps
         self.ended.append((self.now, rows["is_last"]))
 
+    def state_dict(self) -> dict:
+        """The episodes under way, and those ended and not asked for."""
+        return {"now": self.now, "ended": list(self.ended)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned."""
+        self.now, self.ended = state["now"], state["ended"]
+
     def take(self) -> tuple[Tensor, Tensor]:
         """Returns (episodes, N) and lengths (episodes,) of the episodes ended since last asked."""
         totals = torch.cat([self.now[:0], *(now[last] for now, last in self.ended)])
         self.ended.clear()
         return totals[:, :-1], totals[:, -1]
+
+
+class Meter:
+    """What happened since the last report: episodes, speed, the achieved train ratio, memory."""
+
+    def __init__(self, env: Environment, replayed: int, step: int, updates: int):
+        self.device = env.device
+        self.tally = Tally(env.num_envs, env.n_agents, env.device)
+        self.replayed = replayed  # steps an update
+        self.last = step, updates, time.monotonic()
+
+    def take(self, step: int, updates: int) -> dict[str, float]:
+        """Metrics since the last call."""
+        now = step, updates, time.monotonic()
+        steps, updates, seconds = (b - a for a, b in zip(self.last, now, strict=True))
+        self.last = now
+        return {
+            **summarise(*self.tally.take(), "train"),
+            "fps": steps / seconds,
+            "updates_per_second": updates / seconds,
+            "train_ratio": updates * self.replayed / max(steps, 1),
+            **memory_in_use(self.device),
+        }
+
+    def state_dict(self) -> dict:
+        """What was counted since the last report."""
+        step, updates, since = self.last
+        last = step, updates, time.monotonic() - since
+        return {"tally": self.tally.state_dict(), "last": last}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned; the time in between does not count."""
+        self.tally.load_state_dict(state["tally"])
+        step, updates, seconds = state["last"]
+        self.last = step, updates, time.monotonic() - seconds
 
 
 def summarise(returns: Tensor, lengths: Tensor, prefix: str) -> dict[str, float]:
@@ -96,13 +154,13 @@ def play_episodes(
     Returns the agents' returns (B, N) and the episodes' lengths (B,).
     """
     player = Player(env, dreamer, explore=False)
-    playing = torch.ones(env.num_envs, dtype=torch.bool, device=player.dreamer.device)
-    returns = torch.zeros(env.num_envs, env.n_agents, device=playing.device)
-    lengths = torch.zeros(env.num_envs, device=playing.device)
+    tally = Tally(env.num_envs, env.n_agents, dreamer.device)
+    playing = torch.ones(env.num_envs, dtype=torch.bool, device=dreamer.device)
+    totals = torch.zeros_like(tally.now)
     while playing.any():
         rows = player.step()
         keep(rows)
-        returns += rows["reward"] * playing.unsqueeze(-1)
-        lengths += playing & ~rows["is_first"]
+        tally.add(rows)
+        totals = torch.where(playing.unsqueeze(-1), tally.now, totals)
         playing &= ~rows["is_last"]
-    return returns, lengths
+    return totals[:, :-1], totals[:, -1]

@@ -1,5 +1,6 @@
-"""The run's plumbing: device, metrics, progress, checkpoints, random states, signals."""
+"""The run's plumbing: device, memory, metrics, progress, random states, signals."""
 
+import errno
 import io
 import json
 import math
@@ -8,6 +9,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,19 +41,41 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(devices[name])
 
 
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """MiB that the process holds in the host's memory, and torch on a GPU."""
+    used = {}
+    with suppress(OSError):  # where there is no /proc
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        used["memory_host_mib"] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    if device.type == "cuda":
+        used["memory_device_mib"] = torch.cuda.memory_reserved(device) / 2**20
+    return used
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` once it is whole and on disk."""
+def replacing(
+    path: Path, previous: Path | None = None, temporary: Path | None = None
+) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` once it is whole and on disk.
+
+    Until then it is at `temporary`. What was at `path` takes the place of `previous`, if that is
+    given. Raises `UserError` where the file system refuses; then all is as it was.
+    """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary or path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         raise
     with suppress(OSError):  # not every file system can sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
@@ -73,10 +97,11 @@ class Logger:
         self._numbers: dict[str, tuple[float, int]] = {}
         self._tensors: dict[tuple, tuple[Tensor, int]] = {}
         self._videos: dict[str, tuple[Tensor, int]] = {}
-        path = self._logdir / "metrics.jsonl"
-        _drop_after(path, step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (until close)
-        self._board = SummaryWriter(str(self._logdir), purge_step=step + 1)
+        self._path = self._logdir / "metrics.jsonl"
+        self._board: SummaryWriter | None = None
+        _drop_after(self._path, step)
+        with self._tolerating("TensorBoard's file"):
+            self._board = SummaryWriter(str(self._logdir), purge_step=step + 1)
 
     def scalar(self, name: str, value: float | Tensor) -> None:
         """Adds to the average of `name`; see `scalars`."""
@@ -108,27 +133,56 @@ class Logger:
         self._videos[name] = (frames[:_VIDEO_FRAMES].clone(), fps)
 
     def write(self, step: int) -> dict[str, float]:
-        """Writes the averages and videos since the last call, returns the averages."""
+        """Writes the averages and videos since the last call, returns the averages.
+
+        Where the disk refuses, it warns, and the run goes on with what can be written.
+        """
         means = self._means()
         if means:
             finite = {k: v if math.isfinite(v) else None for k, v in means.items()}
-            self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
-            self._file.flush()
-        for name, value in means.items():
-            self._board.add_scalar(name, value, step)
+            line = json.dumps({"step": int(step), **finite}) + "\n"
+            with self._tolerating(f"step {step:,} in {self._path}"):
+                _append(self._path, line.encode())
+        summaries = [Summary.Value(tag=name, simple_value=mean) for name, mean in means.items()]
         for name, (frames, fps) in self._videos.items():
             gif = encode_gif(frames, fps)
-            with replacing(self._logdir / f"{name.replace('/', '_')}.gif") as file:
+            with (
+                self._tolerating(f"{name}.gif"),
+                replacing(self._logdir / f"{name.replace('/', '_')}.gif") as file,
+            ):
                 file.write(gif)
             height, width = frames.shape[1:3]
             image = Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=gif
             )
-            summary = Summary(value=[Summary.Value(tag=name, image=image)])
-            self._board.file_writer.add_summary(summary, step)
-        self._board.flush()
+            summaries.append(Summary.Value(tag=name, image=image))
         self._videos.clear()
+        if self._board:
+            board, self._board = self._board, None  # once refused, its thread is gone
+            with self._tolerating("TensorBoard's file: it ends here"):
+                board.file_writer.add_summary(Summary(value=summaries), step)
+                board.flush()
+                self._board = board
         return means
+
+    @contextmanager
+    def _tolerating(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, UserError) as error:
+            warnings.warn(f"cannot write {what}: {error}", stacklevel=4)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums that were not written yet, for a checkpoint."""
+        return {
+            "numbers": dict(self._numbers),
+            "tensors": [(list(key), *sums) for key, sums in self._tensors.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._numbers = dict(state["numbers"])
+        self._tensors = {tuple(key): (total, count) for key, total, count in state["tensors"]}
 
     def _means(self) -> dict[str, float]:
         """Empties the sums, with one transfer a device."""
@@ -147,8 +201,21 @@ class Logger:
 
     def close(self) -> None:
         """Closes the files; what was not written is lost."""
-        self._file.close()
-        self._board.close()
+        if self._board:
+            with self._tolerating("TensorBoard's file"):
+                self._board.close()
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Adds a line whole or not at all."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -295,24 +362,6 @@ class Progress:
             self._stream = self._bar = None
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` whole or not at all, so that a crash leaves the checkpoint before it."""
-    with replacing(path) as file:
-        torch.save(state, file)
-
-
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state saved at `path`, tensors on `device`. Raises `UserError` if it cannot be read."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # damaged bytes raise nearly anything
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UserError(f"cannot load {path}: {type(error).__name__}: {reason}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"cannot load {path}: it holds no training state")
-    return state
-
-
 def get_random_state() -> dict[str, Any]:
     """The global generators of torch (CPU and GPUs), numpy and python, for `save_checkpoint`."""
     name, keys, *rest = np.random.get_state()
@@ -335,15 +384,19 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 class GracefulExit:
-    """While entered, SIGINT and SIGTERM set `requested`; a second SIGINT interrupts at once."""
+    """While entered, SIGINT, SIGTERM and SIGHUP (a closed terminal) set `requested`.
+
+    A second SIGINT interrupts at once; a signal that is ignored (as nohup does) stays so.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "GracefulExit":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -33,6 +33,7 @@ import vmas  # noqa: E402
 from vmas.simulator.environment import Environment  # noqa: E402
 from vmas.simulator.scenario import BaseScenario  # noqa: E402
 
+from envs import snapshot  # noqa: E402
 from envs.render import render  # noqa: E402
 
 _SHIPPED = {
@@ -217,6 +218,25 @@ class Vmas:
         if state["device"] == self.device.type:
             self._random[3] = state["cuda"] if state["cuda"] is None else state["cuda"].cpu()
             self._action_random.set_state(state["action"].cpu())
+
+    def state_dict(self) -> dict:
+        """Where every episode under way stands, for a checkpoint; not a copy."""
+        return {
+            "simulator": snapshot.take(self.simulator),
+            "steps": self._steps,
+            "is_last": self._is_last,
+            "ended": self._ended,
+            "random": self.random_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned for the same scenario and number of copies."""
+        self.reset()
+        self.step(self.random_action())  # the simulator makes some of its parts when first stepped
+        snapshot.put(self.simulator, state["simulator"])
+        self._steps, self._ended = state["steps"], state["ended"]
+        self._is_last = state["is_last"]
+        self.set_random_state(state["random"])
 
     @contextlib.contextmanager
     def _own_random_state(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Device, metrics, videos, progress, checkpoints, random states and signals."""
+"""Device, metrics, videos, progress, random states and signals."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tools
+from checkpoint import load_checkpoint, save_checkpoint
 from tools import (
     GracefulExit,
     Logger,
@@ -22,10 +23,8 @@ from tools import (
     UserError,
     encode_gif,
     get_random_state,
-    load_checkpoint,
     replacing,
     resolve_device,
-    save_checkpoint,
     set_random_state,
     tile,
 )
@@ -360,38 +359,6 @@ def test_progress_without_stderr(monkeypatch, stream):
     progress.close()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_checkpoint_round_trip(tmp_path, device):
-    path = tmp_path / "latest.pt"
-    state = {
-        "model": {"w": torch.randn(3, 4, device=device), "n": torch.tensor(2, dtype=torch.uint8)},
-        "steps": 123,
-        "names": ["a", ("b", 1.5, None, True)],
-        "random": get_random_state(),
-    }
-    save_checkpoint(path, {"old": True})
-    save_checkpoint(path, state)
-    assert os.listdir(tmp_path) == ["latest.pt"]
-    loaded = load_checkpoint(path, device)
-    assert torch.equal(loaded["model"]["w"], state["model"]["w"])
-    assert loaded["model"]["w"].device.type == device
-    assert (loaded["steps"], loaded["names"]) == (123, ["a", ("b", 1.5, None, True)])
-    assert loaded["random"]["python"] == state["random"]["python"]
-
-
-def test_failed_save_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    path = tmp_path / "latest.pt"
-    save_checkpoint(path, {"steps": 1})
-    with pytest.raises(Exception, match="pickle"):
-        save_checkpoint(path, {"steps": 2, "bad": lambda: None})
-    assert os.listdir(tmp_path) == ["latest.pt"]
-    assert load_checkpoint(path) == {"steps": 1}
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, {"steps": 2})
-    assert os.listdir(tmp_path) == ["latest.pt"]
-
-
 def test_replacing_syncs_the_file_before_and_the_folder_after(tmp_path, monkeypatch):
     events = []
     sync, replace = os.fsync, os.replace
@@ -407,31 +374,6 @@ def test_replacing_syncs_the_file_before_and_the_folder_after(tmp_path, monkeypa
         assert not (tmp_path / "x").exists()
     assert events == ["file", "replace", "folder"]
     assert (tmp_path / "x").read_bytes() == b"1"
-
-
-class Stranger:
-    """Something that a checkpoint may not hold."""
-
-
-def test_checkpoint_that_cannot_be_read(tmp_path):
-    good = tmp_path / "good.pt"
-    save_checkpoint(good, {"w": torch.ones(100)})
-    whole = good.read_bytes()
-    torch.save({"x": Stranger()}, tmp_path / "stranger.pt")
-    torch.save([1], tmp_path / "list.pt")
-    contents = {
-        "torn": whole[: len(whole) // 2],
-        "empty": b"",
-        "text": b"hello",
-        "zeros": bytes(99),
-    }
-    for name, content in contents.items():
-        (tmp_path / f"{name}.pt").write_bytes(content)
-    for name in [*contents, "stranger", "list", "missing"]:
-        with pytest.raises(UserError, match=f"cannot load .*{name}.pt: ") as caught:
-            load_checkpoint(tmp_path / f"{name}.pt")
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < len(str(tmp_path)) + 200
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -455,8 +397,9 @@ def test_random_state_of_a_machine_with_gpus_loads_without():
 
 
 def test_graceful_exit():
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    for first in (signal.SIGINT, signal.SIGTERM):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(s) for s in numbers]
+    for first in numbers:
         with GracefulExit() as stop:
             assert not stop.requested
             signal.raise_signal(first)
@@ -464,4 +407,4 @@ def test_graceful_exit():
             signal.raise_signal(signal.SIGTERM)  # asks again, no harder
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
-        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+        assert [signal.getsignal(s) for s in numbers] == before

@@ -1,0 +1,109 @@
+"""The state of any object as plain data: what a checkpoint can hold of a simulator.
+
+Scenarios keep tensors wherever they like: on agents, on the world, on themselves, in lists. They
+are found by walking from object to object; a twin built in the same way takes them up by path.
+"""
+
+import collections
+from enum import Enum
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_FOREIGN = ("torch", "numpy", "gym", "pyglet", "builtins")  # whose objects are left as they are
+
+
+def take(root: object) -> dict[str, dict]:
+    """What can be reached from `root`: values, and links from object to object, by owner and name.
+
+    The tensors are not copied: save them before anything else happens.
+    """
+    owners = _owners(root)
+    paths = {id(owner): path for path, owner in owners.items()}
+    values, links = {}, {}
+    for path, owner in owners.items():
+        fields = [(name, value) for name, _, value in _fields(owner)]
+        values[path] = {name: _saved(value) for name, value in fields if _is_plain(value)}
+        links[path] = {name: paths[id(value)] for name, value in fields if id(value) in paths}
+    return {"values": values, "links": links}
+
+
+def put(root: object, state: dict[str, dict]) -> None:
+    """Give `root` what `take` found in its twin. Raises ValueError if it is built otherwise."""
+    owners = _owners(root)
+    if missing := state["values"].keys() - owners.keys():
+        raise ValueError(f"the simulator has no {', '.join(sorted(missing))}")
+    for path, owner in owners.items():
+        links = {name: owners[to] for name, to in state["links"].get(path, {}).items()}
+        keys = {name: key for name, key, _ in _fields(owner)}
+        for name, value in (state["values"].get(path, {}) | links).items():
+            _set(owner, keys.get(name, name), value)
+
+
+def _owners(root: object) -> dict[str, Any]:
+    """Everything that holds values, once each, by the shortest path that leads there."""
+    owners, seen = {"": root}, {id(root)}
+    waiting = collections.deque(owners.items())
+    while waiting:
+        path, owner = waiting.popleft()
+        for name, _, value in _fields(owner):
+            if id(value) not in seen and not _is_plain(value) and _is_owner(value):
+                seen.add(id(value))
+                owners[f"{path}/{name}"] = value
+                waiting.append((f"{path}/{name}", value))
+    return owners
+
+
+def _fields(owner: Any) -> list[tuple[Any, Any, Any]]:
+    """(name in a checkpoint, key, value) of all that is in an object, dict, list or tuple."""
+    if isinstance(owner, list | tuple):
+        return [(index, index, value) for index, value in enumerate(owner)]
+    items = owner if isinstance(owner, dict) else vars(owner)
+    return [
+        (key if isinstance(key, str) else place, key, value)  # an object is no name: its place is
+        for place, (key, value) in enumerate(items.items())
+    ]
+
+
+def _set(owner: Any, key: Any, value: Any) -> None:
+    if isinstance(owner, tuple):
+        return  # cannot change
+    items = owner if isinstance(owner, dict | list) else vars(owner)
+    try:
+        old = items[key] if isinstance(owner, list) else items.get(key)
+    except IndexError as error:
+        raise ValueError(f"the simulator has a list without entry {key}") from error
+    items[key] = value.numpy() if isinstance(old, np.ndarray) else value
+
+
+def _is_owner(value: Any) -> bool:
+    if isinstance(value, list | tuple | dict):
+        return True
+    if isinstance(value, type | ModuleType | Enum) or callable(value):
+        return False
+    module = type(value).__module__
+    known = module.startswith("torch.distributions") or module.split(".")[0] not in _FOREIGN
+    return hasattr(value, "__dict__") and known
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `torch.load` takes it back without running code."""
+    if isinstance(value, list | tuple):
+        return type(value) in (list, tuple) and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        plain = all(isinstance(key, str | int) for key in value) and type(value) is dict
+        return plain and all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray)
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_saved, value))
+    if isinstance(value, dict):
+        return {key: _saved(entry) for key, entry in value.items()}
+    return float(value) if isinstance(value, float) else value

@@ -1,0 +1,130 @@
+"""A run that was stopped and resumed is, number for number, the run that was not."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import dreamer
+from envs import snapshot
+from envs.vmas import Vmas
+from learner import Learner
+
+QUICK = [
+    *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
+    *("--time_limit", "20", "--envs", "4", "--prefill", "120", "--log_every", "80"),
+    *("--eval_every", "240", "--save_every", "200", "--eval_episode_num", "3"),
+    *("--train_ratio", "4"),
+]
+IMAGES = ("--configs", "vmas", "debug", "--task", "vmas_balance", "--image_size", "32")
+TIMED = ("fps", "updates_per_second", "memory_host_mib")
+
+
+def run(logdir: Path, *flags: str) -> None:
+    dreamer.main([*QUICK, "--logdir", str(logdir), *flags])
+
+
+def stop_after(monkeypatch, updates: int) -> None:
+    """Have the process get a SIGTERM in the middle of an update."""
+    learn = Learner.learn
+
+    def watch(self, recorder):
+        metrics = learn(self, recorder)
+        if self.updates == updates:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
+
+    monkeypatch.setattr(Learner, "learn", watch)
+
+
+def untimed(logdir: Path) -> list[dict]:
+    lines = (logdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+
+
+def leaves(value, path=""):
+    """Every tensor and number of a checkpoint, by its place."""
+    if isinstance(value, dict):
+        value = list(value.items())
+    elif isinstance(value, list | tuple):
+        value = list(enumerate(value))
+    else:
+        return {path: value}
+    return {k: v for name, part in value for k, v in leaves(part, f"{path}/{name}").items()}
+
+
+def check_equal(one: dict, two: dict) -> None:
+    one, two = leaves(one), leaves(two)
+    assert one.keys() == two.keys() and len(one) > 10
+    for key, value in one.items():
+        same = torch.equal(value, two[key]) if torch.is_tensor(value) else value == two[key]
+        assert same, key
+
+
+@pytest.mark.parametrize("flags", [(), IMAGES], ids=["vectors", "images"])
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path, monkeypatch, flags):
+    """Twice stopped, in mid-episode and between two reports; both end by a signal to compare all.
+
+    What is compared: metrics, networks, optimisers, random states, rings with their latents,
+    simulator, unfinished episodes, recorded episodes.
+    """
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 28)
+        run(whole, *flags)
+    for updates in (9, 20, 28):
+        with monkeypatch.context() as patch:
+            stop_after(patch, updates)
+            run(parts, *flags)
+    assert len(untimed(whole)) >= 3 and untimed(parts) == untimed(whole)
+    for name in ("latest.pt", "replay.pt"):
+        one, two = (torch.load(folder / name, weights_only=True) for folder in (whole, parts))
+        for state in (one, two):
+            del state["stamp"]
+            if name == "latest.pt":
+                del state["settings"], state["moment"]["meter"]["last"]
+                numbers = state["moment"]["logger"]["numbers"]
+                for key in TIMED:
+                    numbers.pop(key, None)
+        check_equal(one, two)
+    names = [sorted(p.name[-12:] for p in (f / "train_eps").iterdir()) for f in (whole, parts)]
+    assert len(names[0]) == len(names[1]) >= 4
+
+
+@pytest.mark.parametrize("name", ["simple_spread", "sampling", "simple_adversary", "football"])
+def test_a_simulator_goes_on_from_plain_data(name, tmp_path):
+    """Scenarios with distributions, with links that a reset changes, and with scripted agents."""
+    one, two = (Vmas(name, 3, "cpu", seed, None, 9) for seed in (0, 5))
+    for _ in range(6):
+        one.step(one.random_action())
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(12):
+        rows = [env.step(env.random_action()) for env in (one, two)]
+        assert all(torch.equal(rows[0][key], rows[1][key]) for key in rows[0])
+
+
+class Thing:
+    def __init__(self, **fields):
+        vars(self).update(fields)
+
+
+def test_a_snapshot_of_another_build_is_refused():
+    one, two = Thing(part=Thing(x=1)), Thing(part=None)
+    with pytest.raises(ValueError, match="/part"):
+        snapshot.put(two, snapshot.take(one))
+
+
+def test_tensors_that_share_memory_share_it_afterwards(tmp_path):
+    def build(value):
+        x = torch.full((3,), value)
+        return Thing(a=x, part=Thing(b=x[:2]), items=[Thing(c=1), Thing(c=2)])
+
+    one, two = build(1.0), build(2.0)
+    torch.save(snapshot.take(one), tmp_path / "x.pt")
+    snapshot.put(two, torch.load(tmp_path / "x.pt", weights_only=True))
+    two.a += 1
+    assert two.part.b.tolist() == [2.0, 2.0] and one.a.tolist() == [1.0] * 3
