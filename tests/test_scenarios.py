@@ -8,12 +8,13 @@ import torch
 
 import dreamer
 from build import LATENTS, check_reward, make_dreamer, make_env, row_spaces
+from checkpoint import load_checkpoint, save_checkpoint
 from config import Config, load_config, read_yaml
 from envs.vmas import ScenarioError, Vmas, opposed_agents, scenario_names
 from learner import Learner
 from replay import Replay
 from rollout import Player, play_episodes
-from tools import UserError, load_checkpoint, save_checkpoint
+from tools import UserError
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "configs.yaml"
