@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import distributed
 from build import FIXED, LATENTS, check_reward, check_values, make_dreamer, make_env
 from config import Config, check_compatible, load_config, read_yaml, save_config
 from envs.vmas import ScenarioError, Vmas
@@ -82,21 +83,27 @@ def train(
     recorder: Recorder,
     saved: dict | None,
 ) -> None:
-    """Alternate rollout and training until the steps are used up or a signal asks to stop."""
+    """Alternate rollout and training until the steps are used up or a signal asks to stop.
+
+    `config` holds the totals of all ranks (see `distributed.py`), of which the first one reports.
+    """
+    first = distributed.rank() == 0
     replay, batch, length = recorder.replay, config.batch_size, config.batch_length
     print(f"replay: {replay.nbytes / 2**20:,.0f} MiB on {env.device}", file=sys.stderr)
     step, owed = (saved["step"], saved["owed"]) if saved else (0, 0.0)
-    if saved:
-        restore_random_states(saved["random"], env, replay)
-    logger = Logger(logdir, step)
-    progress = Progress(config.steps, step, config.log_every, learner.updates)
+    if saved and distributed.rank() < len(saved["random"]):
+        restore_random_states(saved["random"][distributed.rank()], env, replay)
+    logger = Logger(logdir, step) if first else distributed.Muted()
+    shown = config.steps, step, config.log_every, learner.updates
+    progress = Progress(*shown) if first else distributed.Muted()
     meter = Meter(env, batch * length, step, learner.updates)
     periods = (config.log_every, config.eval_every, config.save_every)
     should_log, should_evaluate, should_save = (Every(period, step) for period in periods)
     player = Player(env, learner.dreamer, explore=True)
     row_steps = config.envs * config.action_repeat
 
-    with GracefulExit() as stop:
+    with GracefulExit() as own:
+        stop = distributed.Agreed(own)
         while step < config.steps and not stop.requested:
             if not config.offline_traindir:
                 rows = player.step(random=step < config.prefill)
@@ -105,14 +112,15 @@ def train(
             step += row_steps
             if step >= config.prefill or config.offline_traindir:
                 owed += row_steps * config.train_ratio / (batch * length)
-            while owed >= 1 and replay.steps_per_copy > length and not stop.requested:
+            ready = min(distributed.gather(replay.steps_per_copy)) > length
+            while owed >= 1 and ready and not stop.requested:
                 owed -= 1
-                logger.scalars(learner.update(replay, batch, length))
+                logger.scalars(learner.update(replay, batch // distributed.ranks(), length))
                 if learner.updates % config.probe.every == 0 and recorder.can_draw(length):
                     few = config.probe.batch_size
                     logger.scalars(learner.update_probe(recorder.pictures, few, length))
             finished, returns = step >= config.steps, {}
-            if evaluated := should_evaluate(step) or finished:
+            if (evaluated := should_evaluate(step) or finished) and first:
                 evaluate(config, learner.dreamer, logdir / "eval_eps", logger)
                 show_predictions(recorder.pictures, learner.dreamer, logger)
             if should_log(step) or evaluated:
@@ -121,9 +129,10 @@ def train(
                 returns = {k: figures[k] for k in ("train_return", "eval_return") if k in figures}
             progress.update(step, learner.updates, **returns)
             if should_save(step) or finished or stop.requested:
-                random = random_states(env, replay)
+                random = distributed.gather(random_states(env, replay))
                 state = {"step": step, "owed": owed, "random": random, **learner.state_dict()}
-                save_checkpoint(logdir / "latest.pt", state)
+                if first:
+                    save_checkpoint(logdir / "latest.pt", state)
     for closing in (progress, recorder.folder, logger):
         closing.close()
 
@@ -216,28 +225,36 @@ def main(argv: list[str]) -> None:
     if config.eval_only:  # a trained team is played with the settings that it was trained with
         config = load_config(argv, settings, saved=logdir / "config.yaml")
     check_values(config)
-    device = resolve_device(config.device)
+    own = distributed.join(config)
+    device = resolve_device(own.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    env = make_env(config, device, config.envs, config.seed, training=True)
-    learner = Learner(config, make_dreamer(config, env))
+    env = make_env(own, device, own.envs, own.seed, training=True)
+    learner = Learner(own, make_dreamer(own, env))
     saved = find_checkpoint(config, logdir, device)
     if saved:
         learner.load_state_dict(saved)
     if config.eval_only:
         if not saved:
             raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
-        evaluate_run(config, learner.dreamer, logdir)
+        if not distributed.rank():
+            evaluate_run(config, learner.dreamer, logdir)
         return
     if not saved:
         check_reward(config)
-    recorder = Recorder(config, env, logdir)
+    folder = logdir
+    if rank := distributed.rank():
+        torch.manual_seed(own.seed)  # after the weights, which all ranks begin with
+        folder = logdir / f"rank{rank}"
+    recorder = Recorder(own, env, folder)
     if config.offline_traindir or saved:
         recorder.load(learner.dreamer, config.offline_traindir)
     make_logdir(logdir)
-    save_config(config, logdir / "config.yaml")
+    if not rank:
+        save_config(config, logdir / "config.yaml")
     train(config, logdir, env, learner, recorder, saved)
+    distributed.leave()
 
 
 def find_checkpoint(config: Config, logdir: Path, device: torch.device) -> dict | None:
