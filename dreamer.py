@@ -243,11 +243,9 @@ def main(argv: list[str]) -> None:
         return
     if not saved:
         check_reward(config)
-    folder = logdir
     if rank := distributed.rank():
         torch.manual_seed(own.seed)  # after the weights, which all ranks begin with
-        folder = logdir / f"rank{rank}"
-    recorder = Recorder(own, env, folder)
+    recorder = Recorder(own, env, logdir / f"rank{rank}" if rank else logdir)
     if config.offline_traindir or saved:
         recorder.load(learner.dreamer, config.offline_traindir)
     make_logdir(logdir)
