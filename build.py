@@ -25,6 +25,7 @@ EXACT = (
 _CHOICES = {
     "reward": ("mean", "sum", "agent"),
     "imag_gradient": ("dynamics", "reinforce"),
+    "precision": ("float32", "bfloat16"),
 }
 _AT_LEAST_ONE = (
     *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from build import LATENTS
 from config import Config
+from distributed import average
 from models import Dreamer
 from optimizer import LaProp
 from recorder import Recorder
@@ -19,12 +20,14 @@ PATIENCE = 10  # updates in a row that may fail
 class Learner:
     """The networks with their optimisers; a call of `update` is one step of training.
 
-    An update whose loss or gradient is not finite changes nothing. That is decided on the device.
+    An update whose loss or gradient is not finite on any rank changes nothing on all of them. That
+    is decided on the device.
     """
 
     def __init__(self, config: Config, dreamer: Dreamer):
         self.dreamer, self.updates = dreamer, 0
         self.batch, self.length, self.probe = config.batch_size, config.batch_length, config.probe
+        self.bfloat16, self.imag_gradient = config.precision == "bfloat16", config.imag_gradient
         self.failed = torch.zeros((), dtype=torch.int64, device=dreamer.device)  # in a row
         behavior = dreamer.behavior
         groups = [
@@ -44,19 +47,21 @@ class Learner:
         metrics = self.update(recorder.replay, self.batch, self.length)
         if self.updates % self.probe.every == 0 and recorder.can_draw(self.length):
             few = self.probe.batch_size
-            metrics |= self.update_probe(recorder.pictures, few, self.length)
+            drawn = self.update_probe(recorder.pictures, few, self.length)
+            skipped = torch.maximum(metrics["skipped_updates"], drawn["skipped_updates"])
+            metrics |= drawn | {"skipped_updates": skipped}
         return metrics
 
     def update(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
         """Learn from a batch of replayed sequences; the metrics stay on the device."""
         data, index = replay.sample(batch, length)
         buffers = [(buffer, buffer.clone()) for buffer in self.dreamer.buffers()]
-        loss, state, metrics = self.dreamer.losses(data)
+        with self._autocast():
+            loss, state, metrics = self.dreamer.losses(data)
         sound = self._descend(loss, ("model", "behavior"), metrics)
         for buffer, before in buffers:
             buffer.copy_(torch.where(sound, buffer, before))
         self.failed = torch.where(sound, 0, self.failed + 1)
-        metrics["skipped_updates"] = (~sound).float()
         self.dreamer.behavior.update_slow()
         replay.write_back(index, self.dreamer.world.rssm.pack(state))
         self.updates += 1
@@ -65,13 +70,22 @@ class Learner:
     def update_probe(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
         """Teach the image head what the states of a few sequences look like."""
         data, index = replay.sample(batch, length)
-        state = self.dreamer.infer(data)
-        feat = self.dreamer.world.rssm.features(state)
-        loss = self.dreamer.probe.loss(feat, data["image"]).mean()
+        with self._autocast():
+            state = self.dreamer.infer(data)
+            feat = self.dreamer.world.rssm.features(state)
+            loss = self.dreamer.probe.loss(feat, data["image"]).mean()
         metrics = {"image_loss": loss.detach()}
         self._descend(loss, ("probe",), metrics)
         replay.write_back(index, self.dreamer.world.rssm.pack(state))
         return metrics
+
+    def _autocast(self) -> torch.autocast:
+        """Inside, products are in bfloat16, if `precision` says so.
+
+        Weights that a rollout without gradients has cast must not be reused where actors learn.
+        """
+        device, dynamics = self.dreamer.device.type, self.imag_gradient == "dynamics"
+        return torch.autocast(device, torch.bfloat16, self.bfloat16, cache_enabled=dynamics)
 
     def _descend(self, loss: Tensor, names: tuple[str, ...], metrics: dict[str, Tensor]) -> Tensor:
         """Take a step, if loss and gradients are finite; returns whether (0-d, on the device)."""
@@ -79,11 +93,14 @@ class Learner:
         for optimizer in optimizers.values():
             optimizer.zero_grad()
         loss.backward()
-        groups = [group for o in optimizers.values() for group in o.param_groups]
-        grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        sound = (torch.nn.utils.get_total_norm(grads) + loss.detach()).isfinite()
+        params = [p for optimizer in optimizers.values() for p in optimizer.parameters()]
+        # After averaging, what is not finite on one rank is so on all: they skip alike.
+        checked = [loss.detach().clone(), *(p.grad for p in params if p.grad is not None)]
+        average(checked)
+        sound = torch.nn.utils.get_total_norm(checked).isfinite()
         for name, optimizer in optimizers.items():
             metrics[f"{name}_grad_norm"] = optimizer.step(sound)
+        metrics["skipped_updates"] = (~sound).float()
         return sound
 
     def check(self, figures: Mapping[str, float], replay: Replay) -> None:
@@ -95,8 +112,8 @@ class Learner:
         held = [key for key in rows if not replay.rings[key].isfinite().all()]
         raise UserError(
             f"the last {failed} updates were skipped, as loss or gradients were not finite: see "
-            f"{', '.join(wrong)}; observed and not finite: {', '.join(held) or 'nothing'}; "
-            "the last checkpoint is from before"
+            f"{', '.join(wrong) or 'the first rank'}; observed and not finite: "
+            f"{', '.join(held) or 'nothing'}; the last checkpoint is from before"
         )
 
     def state_dict(self) -> dict:

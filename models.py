@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distributed import concatenate
 from latents import Normals, OneHots
 from networks import (
     RSSM,
@@ -204,7 +205,7 @@ class ReturnScale(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Take in returns (..., R) and give the scale (R,), never below `limit`."""
-        flat = returns.detach().flatten(0, -2).float()
+        flat = concatenate(returns.detach().flatten(0, -2).float())
         low, high = torch.quantile(flat, flat.new_tensor([0.05, 0.95]), dim=0)
         self.low.lerp_(low, 1 - self.decay)
         self.high.lerp_(high, 1 - self.decay)

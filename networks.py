@@ -164,6 +164,16 @@ class BlockLinear(nn.Module):
         return torch.bmm(x, self.weight).transpose(0, 1).flatten(1)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in float32, whatever the precision of the product before it."""
+
+    def __init__(self, units: int):
+        super().__init__(units, eps=1e-4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
 class MLP(nn.Sequential):
     """`layers` of linear, RMSNorm and SiLU.
 
@@ -173,7 +183,7 @@ class MLP(nn.Sequential):
     def __init__(self, inputs: int, units: int, layers: int):
         parts = []
         for _ in range(layers):
-            parts += [Linear(inputs, units), nn.RMSNorm(units, eps=1e-4), nn.SiLU()]
+            parts += [Linear(inputs, units), RMSNorm(units), nn.SiLU()]
             inputs = units
         super().__init__(*parts)
 
@@ -188,7 +198,7 @@ class Head(nn.Module):
         self.out = Linear(units, torch.Size(shape).numel(), scale=scale)
 
     def forward(self, feat: Tensor) -> Tensor:
-        return self.out(self.body(feat)).view(*feat.shape[:-1], *self.shape)
+        return self.out(self.body(feat)).float().view(*feat.shape[:-1], *self.shape)
 
 
 class TwoHotHead(Head):
@@ -203,7 +213,7 @@ class TwoHotHead(Head):
         return TwoHot(super().forward(feat), self.bins)
 
 
-class ChannelNorm(nn.RMSNorm):
+class ChannelNorm(RMSNorm):
     """RMSNorm over the channels of (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,7 +234,7 @@ class ImageEncoder(nn.Sequential):
         parts = []
         for inputs, outputs in pairwise(widths):
             conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
-            parts += [_conv(conv, inputs, 4), ChannelNorm(outputs, eps=1e-4), nn.SiLU()]
+            parts += [_conv(conv, inputs, 4), ChannelNorm(outputs), nn.SiLU()]
         super().__init__(*parts, nn.Flatten())
         self.outputs = widths[-1] * (size >> len(mults)) ** 2
 
@@ -246,11 +256,11 @@ class ImageDecoder(nn.Module):
         for here, after in pairwise(widths):
             # A stride of 2 lets a quarter of the 4 x 4 kernel reach each output.
             conv = _conv(nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), here, 2)
-            parts += [ChannelNorm(here, eps=1e-4), nn.SiLU(), conv]
+            parts += [ChannelNorm(here), nn.SiLU(), conv]
         self.convs = nn.Sequential(*parts)
 
     def forward(self, feat: Tensor) -> Tensor:
-        image = torch.sigmoid(self.convs(self.stem(feat.flatten(0, -2))))
+        image = torch.sigmoid(self.convs(self.stem(feat.flatten(0, -2))).float())
         return image.movedim(1, -1).unflatten(0, feat.shape[:-1])
 
 
@@ -355,14 +365,14 @@ class RSSM(nn.Module):
         # The inputs that all blocks share are a dense layer; the memory's own are block-diagonal.
         self.core_shared = Linear(3 * units, deter)
         self.core_own = BlockLinear(deter, deter, blocks)
-        self.core_norm = nn.Sequential(nn.RMSNorm(deter, eps=1e-4), nn.SiLU())
+        self.core_norm = nn.Sequential(RMSNorm(deter), nn.SiLU())
         self.gates = BlockLinear(deter, 3 * deter, blocks)
         self.gates_bias = nn.Parameter(torch.zeros(3 * deter))
         self.prior_head = Head(deter, units, 2, self.latent.parameters, scale=1.0)
         self.post_deter = Linear(deter, units)
         self.post_embed = Linear(embed, units, bias=False)
         self.post_head = nn.Sequential(
-            nn.RMSNorm(units, eps=1e-4),
+            RMSNorm(units),
             nn.SiLU(),
             Linear(units, torch.Size(self.latent.parameters).numel()),
             nn.Unflatten(-1, self.latent.parameters),
@@ -466,7 +476,7 @@ class StackedRMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(count, 1, units))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=1e-4) * self.scale
+        return F.rms_norm(x.float(), x.shape[-1:], eps=1e-4) * self.scale
 
 
 class Actors(nn.Module):

@@ -1,6 +1,6 @@
 """LaProp with adaptive gradient clipping and warm-up: the optimiser of DreamerV3."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ class LaProp(torch.optim.Optimizer):
         warmup: int = 1000,
     ):
         super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, agc=agc, warmup=warmup))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is optimised."""
+        return (p for group in self.param_groups for p in group["params"])
 
     @torch.no_grad()
     def step(self, sound: Tensor | None = None) -> Tensor:

@@ -192,7 +192,7 @@ def test_every_preset_resolves_and_every_key_is_read(tmp_path, monkeypatch):
         return as_dict(group)
 
     monkeypatch.setattr(Config, "__getattr__", spy)
-    monkeypatch.setattr(dreamer, "save_config", lambda config, path: None)
+    monkeypatch.setattr("run.save_config", lambda config, path: None)
     for preset in ("vmas", "vmas_vector"):
         flags = [*QUICK, "--configs", preset, "debug", "--logdir", str(tmp_path / preset)]
         config = load_config([*flags, "--steps", "240"], SETTINGS)
