@@ -8,7 +8,7 @@ import threading
 import uuid
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +95,18 @@ class EpisodeFolder:
         """
         found, steps = [], 0
         for path in sorted(self.folder.glob("*.npz"), reverse=True):
-            try:
-                rows = len(self.read(path)["is_first"])
-            except Exception as error:  # a hostile archive can raise nearly anything
-                warnings.warn(f"skipping {path}: {str(error) or repr(error)}", stacklevel=2)
+            if (episode := self._try_read(path)) is None:
                 continue
+            rows = len(episode["is_first"])
             steps += rows - 1
             if max_steps is not None and steps > max_steps:
                 break
             found.append((path, rows))
         return found[::-1]
+
+    def episodes(self, paths: Iterable[Path]) -> Iterator[Episode]:
+        """What is in these files, one after the other; skipped, with a warning, as in `find`."""
+        return filter(None, map(self._try_read, paths))
 
     def state_dict(self) -> dict:
         """The episodes under way."""
@@ -187,8 +189,17 @@ class EpisodeFolder:
             self._warned = True
             warnings.warn(self._problem, stacklevel=3)
 
+    def _try_read(self, path: Path) -> Episode | None:
+        try:
+            return self.read(path)
+        except Exception as error:  # a hostile archive can raise nearly anything
+            warnings.warn(f"skipping {path}: {str(error) or repr(error)}", stacklevel=3)
+            return None
+
     def read(self, path: Path) -> Episode:
         """The episode in a file. Raises nearly anything if there is none of these spaces."""
+        if not path.exists():  # it was pruned, by the run that writes here
+            raise ValueError("it is gone")
         if not (path.is_file() and zipfile.is_zipfile(path)):  # opening a pipe would never return
             raise ValueError("not a whole .npz archive")
         episode, most = {}, self.limit_steps + 1

@@ -59,7 +59,8 @@ class Recorder:
         own = self.folder
         source = EpisodeFolder(folder, own.limit_steps, own.spaces) if folder else own
         found = source.find(own.limit_steps)
-        if fill(self.replay, [rows for _, rows in found], (source.read(p) for p, _ in found)):
+        episodes = source.episodes(path for path, _ in found)
+        if fill(self.replay, [rows for _, rows in found], episodes):
             for data, index in self.replay.streams(chunk):
                 self.replay.write_back(index, dreamer.world.rssm.pack(dreamer.infer(data)))
         if folder and self.replay.steps_per_copy <= self.least:

@@ -207,7 +207,7 @@ def fill(replay: Replay, sizes: Sequence[int], episodes: Iterable[Episode]) -> b
 
     The copies' streams must be of one length: the episodes, head to tail, are cut into `num_envs`
     equal pieces, and the remainder at the end is dropped. Latents are zero. One episode is held
-    at a time. Returns whether anything was loaded.
+    at a time; some may turn out to be gone. Returns whether anything was loaded.
     """
     if replay.written:
         raise ValueError("only an empty replay can be filled")
@@ -226,5 +226,16 @@ def fill(replay: Replay, sizes: Sequence[int], episodes: Iterable[Episode]) -> b
         for key in replay.spaces.keys() - set(replay.latents):
             replay._put(key, index, torch.from_numpy(episode[key][: end - start]))
         start = end
+    if start < piece * replay.num_envs:
+        piece = _recut(replay, piece, start)
     replay.written = replay._seam = piece
-    return True
+    return piece > 0
+
+
+def _recut(replay: Replay, piece: int, rows: int) -> int:
+    """Cut the first `rows` of a stream in pieces of `piece` rows anew; returns their new length."""
+    fewer = rows // replay.num_envs
+    for ring in replay.rings.values():
+        stream = ring[:piece].transpose(0, 1).flatten(0, 1)[: fewer * replay.num_envs]
+        ring[:fewer] = stream.unflatten(0, (replay.num_envs, fewer)).transpose(0, 1)
+    return fewer

@@ -350,6 +350,18 @@ class Trap:
         return setattr, (Trap, "sprung", True)
 
 
+def test_a_file_that_is_gone_when_its_turn_comes_is_skipped(tmp_path):
+    for stem in ("a", "b", "c"):
+        (tmp_path / f"{stem}.npz").write_bytes(GOOD)
+    folder = EpisodeFolder(tmp_path, 50, SPACES)
+    paths = [path for path, _ in folder.find()]
+    rest = folder.episodes(paths)
+    next(rest)
+    paths[1].unlink()
+    with pytest.warns(UserWarning, match=r"skipping .*b\.npz: it is gone"):
+        assert len(list(rest)) == 1
+
+
 def test_reading_never_runs_code(tmp_path):
     trap = np.array([[Trap()] * 3] * 6, dtype=object)
     (tmp_path / "a.npz").write_bytes(archive_bytes(replaced(agent0=trap)))

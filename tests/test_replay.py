@@ -238,6 +238,21 @@ def test_fill_keeps_the_newest_that_fit():
     assert next(ring.streams(100))[0]["time"].flatten().tolist() == list(range(100, 120))
 
 
+def test_fill_without_an_episode_that_was_counted():
+    """Another process prunes while the files are read."""
+    episodes = [make_episode(rows, start=100 * rows) for rows in (9, 5, 11, 8)]
+    sizes = [len(episode["is_first"]) for episode in episodes]
+    for lost in range(4):
+        rest = episodes[:lost] + episodes[lost + 1 :]
+        short, whole = (Replay(60, 3, SPACES | LATENTS, latents=LATENTS) for _ in range(2))
+        assert fill(short, sizes, iter(rest)) and fill_with(whole, rest)
+        assert short.written == whole.written == sum(len(e["is_first"]) for e in rest) // 3
+        for key in SPACES:
+            rows = slice(whole.written)
+            assert torch.equal(short.rings[key][rows], whole.rings[key][rows]), key
+    assert not fill(Replay(60, 3, SPACES | LATENTS, latents=LATENTS), sizes, iter([]))
+
+
 def test_fill_with_nothing_or_too_little_loads_nothing():
     ring = Replay(20, 4, SPACES)
     assert not fill_with(ring, []) and not fill_with(ring, [make_episode(3)])
