@@ -2,7 +2,8 @@
 
 python benchmarks/faults.py --faults 200 --seed 0
 
-Prints one JSON object. Processes are forked from one that has imported everything, for speed.
+Says on stderr what each fault did, and prints one JSON object at the end. Processes are forked from
+one that has imported everything, for speed.
 """
 
 import argparse
@@ -118,6 +119,8 @@ def inject(faults: int, seed: int, logdir: Path) -> dict:
         counts["lost"] += not killed or step < last
         counts["resumed"] += fault > 0 and killed
         last = max(last, step)
+        end = "killed" if killed else f"ended with {status}"
+        print(f"{fault + 1} of {faults}: {end} {place}, step {step}", file=sys.stderr, flush=True)
     _, status = os.waitpid(start(logdir, last + 80), 0)
     counts["resumed"] += not status
     counts["lost"] += bool(status)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from learner import PATIENCE, Learner
+from models import ImageProbe
 from tests.test_resume import run, untimed
 from tools import UserError
 
@@ -58,6 +59,16 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, monkeypat
     assert max(logged) > 0
 
 
+def test_a_skipped_update_of_the_image_head_is_counted_too(tmp_path, monkeypatch):
+    loss = ImageProbe.loss
+    monkeypatch.setattr(ImageProbe, "loss", lambda *arguments: loss(*arguments) * torch.inf)
+    run(tmp_path, "--steps", "200", "--eval_every", "10000")
+    logged = [row["skipped_updates"] for row in untimed(tmp_path) if "image_loss" in row]
+    assert logged and all(0 < share < 1 for share in logged)
+    state = torch.load(tmp_path / "latest.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["dreamer"].values())
+
+
 def test_many_in_a_row_end_the_run_with_what_was_seen(tmp_path, monkeypatch):
     spoil(monkeypatch, range(12, 10**6))
     with pytest.raises(UserError, match=r"updates were skipped, .* model_grad_norm.* before") as e:
@@ -82,11 +93,12 @@ def test_broken_observations_neither_poison_nor_crash(tmp_path, monkeypatch):
         return row
 
     monkeypatch.setattr(Vmas, "step", broken)
-    run(tmp_path, "--steps", "280", "--probe.envs", "0", "--eval_every", "10000")
+    alone = ("--probe.envs", "0", "--eval_every", "10000", "--force_reward", "true")
+    run(tmp_path, "--steps", "280", *alone)
     state = torch.load(tmp_path / "latest.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["dreamer"].values())
     with pytest.warns(UserWarning, match=r"skipping .*agent\d holds NaN or infinity"):
-        run(tmp_path, "--steps", "320", "--probe.envs", "0", "--eval_every", "10000")
+        run(tmp_path, "--steps", "320", *alone)
 
 
 def test_a_full_disk_does_not_stop_the_metrics(tmp_path, monkeypatch):
