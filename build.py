@@ -13,7 +13,8 @@ LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world mode
 # What must not change between a run and its resumption.
 FIXED = (
     *("task", "discrete", "scenario", "reward", "image_size", "mlp_keys", "cnn_keys"),
-    *("time_limit", "action_repeat", "units", "layers", "head_layers", "cnn_depth", "rssm"),
+    *("time_limit", "action_repeat", "units", "layers", "head_layers", "norm", "cnn_depth"),
+    "rssm",
     "probe.depth",
 )
 # What must not change either, if the episodes under way and the replay are to be taken up.
@@ -123,6 +124,7 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
         cnn_depth=config.cnn_depth,
         kl_free=config.kl_free,
         head_layers=config.head_layers,
+        norm=config.norm,
         **sizes,
         **config.rssm.as_dict(),
     )

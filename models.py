@@ -107,10 +107,11 @@ class WorldModel(nn.Module):
         kl_free: float,
         sharpness: float = 1.0,
         head_layers: int = 1,
+        norm: bool = True,
     ):
         super().__init__()
         self.kl_free = kl_free
-        self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth)
+        self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth, norm)
         self.rssm = RSSM(
             self.encoder.outputs,
             action_shape[0] * action_shape[1],
@@ -121,11 +122,12 @@ class WorldModel(nn.Module):
             blocks,
             unimix,
             sharpness,
+            norm,
         )
         feat = self.rssm.feat
-        self.decoder = MultiDecoder(obs_shapes, feat, units, layers, cnn_depth)
-        self.reward = TwoHotHead(feat, units, head_layers, rewards)
-        self.cont = Head(feat, units, head_layers, (), scale=1.0)
+        self.decoder = MultiDecoder(obs_shapes, feat, units, layers, cnn_depth, norm)
+        self.reward = TwoHotHead(feat, units, head_layers, rewards, norm)
+        self.cont = Head(feat, units, head_layers, (), 1.0, norm)
 
     def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""

@@ -174,16 +174,24 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.float())
 
 
+def activation(units: int, norm: bool = True) -> nn.Sequential:
+    """SiLU, after RMSNorm if `norm`.
+
+    A norm takes away how large its input is, which predictions of positions and distances need.
+    """
+    return nn.Sequential(RMSNorm(units), nn.SiLU()) if norm else nn.Sequential(nn.SiLU())
+
+
 class MLP(nn.Sequential):
-    """`layers` of linear, RMSNorm and SiLU.
+    """`layers` of linear, RMSNorm (if `norm`) and SiLU.
 
     The linear layers need their bias: without it, RMSNorm would hide how large an input is.
     """
 
-    def __init__(self, inputs: int, units: int, layers: int):
+    def __init__(self, inputs: int, units: int, layers: int, norm: bool = True):
         parts = []
         for _ in range(layers):
-            parts += [Linear(inputs, units), RMSNorm(units), nn.SiLU()]
+            parts += [Linear(inputs, units), activation(units, norm)]
             inputs = units
         super().__init__(*parts)
 
@@ -191,10 +199,18 @@ class MLP(nn.Sequential):
 class Head(nn.Module):
     """An MLP with a linear output (..., *shape), zero at the start where `scale` is 0."""
 
-    def __init__(self, inputs: int, units: int, layers: int, shape: Sequence[int], scale: float):
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        shape: Sequence[int],
+        scale: float,
+        norm: bool = True,
+    ):
         super().__init__()
         self.shape = tuple(shape)
-        self.body = MLP(inputs, units, layers)
+        self.body = MLP(inputs, units, layers, norm)
         self.out = Linear(units, torch.Size(shape).numel(), scale=scale)
 
     def forward(self, feat: Tensor) -> Tensor:
@@ -204,8 +220,16 @@ class Head(nn.Module):
 class TwoHotHead(Head):
     """A head that predicts `count` numbers as two-hot categoricals, 0 at the start."""
 
-    def __init__(self, inputs: int, units: int, layers: int, count: int, bins: int = 255):
-        super().__init__(inputs, units, layers, (count, bins), scale=0.0)
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layers: int,
+        count: int,
+        norm: bool = True,
+        bins: int = 255,
+    ):
+        super().__init__(inputs, units, layers, (count, bins), scale=0.0, norm=norm)
         self.register_buffer("bins", symexp_bins(bins), persistent=False)
 
     def forward(self, feat: Tensor) -> TwoHot:
@@ -271,12 +295,20 @@ class MultiEncoder(nn.Module):
     `shapes` maps the key of an observation to its shape.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], units: int, layers: int, depth: int):
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        units: int,
+        layers: int,
+        depth: int,
+        norm: bool = True,
+    ):
         super().__init__()
         self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
         self.outputs = 0
         if self.vectors:
-            self.mlp = MLP(sum(shapes[key][0] for key in self.vectors), units, layers)
+            inputs = sum(shapes[key][0] for key in self.vectors)
+            self.mlp = MLP(inputs, units, layers, norm)
             self.outputs += units
         self.image = "image" in shapes
         if self.image:
@@ -303,11 +335,13 @@ class MultiDecoder(nn.Module):
         units: int,
         layers: int,
         depth: int,
+        norm: bool = True,
     ):
         super().__init__()
         self.sizes = {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
         if self.sizes:
-            self.mlp = Head(inputs, units, layers, (sum(self.sizes.values()),), scale=1.0)
+            outputs = sum(self.sizes.values())
+            self.mlp = Head(inputs, units, layers, (outputs,), 1.0, norm)
         self.image = "image" in shapes
         if self.image:
             self.cnn = ImageDecoder(inputs, shapes["image"][0], depth)
@@ -353,27 +387,27 @@ class RSSM(nn.Module):
         blocks: int = 8,
         mix: float = 0.01,
         sharpness: float = 1.0,
+        norm: bool = True,
     ):
         super().__init__()
         self.latent = OneHots(stoch, classes, mix, sharpness) if classes else Normals(stoch)
         self.deter, self.blocks = deter, blocks
         drawn = self.latent.shape[0] * self.latent.shape[1]
         self.feat = deter + drawn
-        self.from_deter = MLP(deter, units, 1)
-        self.from_stoch = MLP(drawn, units, 1)
-        self.from_action = MLP(actions, units, 1)
+        self.from_deter = MLP(deter, units, 1, norm)
+        self.from_stoch = MLP(drawn, units, 1, norm)
+        self.from_action = MLP(actions, units, 1, norm)
         # The inputs that all blocks share are a dense layer; the memory's own are block-diagonal.
         self.core_shared = Linear(3 * units, deter)
         self.core_own = BlockLinear(deter, deter, blocks)
-        self.core_norm = nn.Sequential(RMSNorm(deter), nn.SiLU())
+        self.core_norm = activation(deter, norm)
         self.gates = BlockLinear(deter, 3 * deter, blocks)
         self.gates_bias = nn.Parameter(torch.zeros(3 * deter))
-        self.prior_head = Head(deter, units, 2, self.latent.parameters, scale=1.0)
+        self.prior_head = Head(deter, units, 2, self.latent.parameters, 1.0, norm)
         self.post_deter = Linear(deter, units)
         self.post_embed = Linear(embed, units, bias=False)
         self.post_head = nn.Sequential(
-            RMSNorm(units),
-            nn.SiLU(),
+            activation(units, norm),
             Linear(units, torch.Size(self.latent.parameters).numel()),
             nn.Unflatten(-1, self.latent.parameters),
         )
