@@ -1,5 +1,7 @@
 """Small networks, batches and a scenario that several test files build on."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from models import ImagBehavior, WorldModel
 from networks import TwoHotHead
 
 torch.set_num_threads(1)
+# A shell has what it runs in the background ignore SIGINT, and so would the runs tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COUNTING = """
 import torch

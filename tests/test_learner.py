@@ -24,8 +24,8 @@ def make_learner(dreamer: Dreamer, precision: str) -> Learner:
 
 @pytest.fixture
 def make_dreamer(make_world, make_behavior):
-    def make(gradient: str) -> Dreamer:
-        sizes = {"units": 64, "deter": 64, "stoch": 8, "classes": 8}
+    def make(gradient: str, norm: bool) -> Dreamer:
+        sizes = {"units": 64, "deter": 64, "stoch": 8, "classes": 8, "norm": norm}
         world = make_world(**sizes)
         behavior = make_behavior(world.rssm.feat, units=64, imag_gradient=gradient)
         scales = load_config(["--logdir", "none"], ROOT / "configs.yaml").loss_scales
@@ -63,11 +63,13 @@ def updates(learner: Learner, replay: Replay, count: int) -> tuple[list[dict], d
     return metrics, first
 
 
-@pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
-def test_bfloat16_learns_as_float32_does(make_dreamer, replay, gradient, monkeypatch):
+@pytest.mark.parametrize(
+    ("gradient", "norm"), [("dynamics", True), ("dynamics", False), ("reinforce", False)]
+)
+def test_bfloat16_learns_as_float32_does(make_dreamer, replay, gradient, norm, monkeypatch):
     # A code near a boundary falls on its other side by the least rounding: leave out the drawing.
     monkeypatch.setattr(latents, "sample_one_hot", torch.exp)
-    dreamer = make_dreamer(gradient)
+    dreamer = make_dreamer(gradient, norm)
     exact, rough = (
         updates(make_learner(dreamer, precision), replay, 20)
         for precision in ("float32", "bfloat16")
