@@ -170,7 +170,7 @@ def test_an_optimizer_goes_on_exactly_after_loading():
 
 FLAGS = (
     "--logdir none --configs vmas_vector debug --image_size 16 --model.warmup 2 "
-    "--behavior.warmup 2 --critic.lr 1e-2"
+    "--behavior.warmup 2 --critic.lr 1e-2 --kl_free 0"
 )
 
 
