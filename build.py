@@ -20,7 +20,7 @@ FIXED = (
 # What must not change either, if the episodes under way and the replay are to be taken up.
 EXACT = (
     *FIXED,
-    *("envs", "train_time_limit", "dataset_size", "offline_traindir"),
+    *("envs", "train_restart", "dataset_size", "offline_traindir"),
     *("probe.envs", "probe.dataset_size"),
 )
 _CHOICES = {
@@ -89,7 +89,7 @@ def make_env(
 ) -> Vmas:
     """The task in `num_envs` copies; with images in its rows only if the world model sees them.
 
-    For `training`, episodes last `train_time_limit`, if that is set.
+    For `training`, episodes end early as `train_restart` says.
     """
     suite, _, scenario = config.task.partition("_")
     if suite != "vmas" or not scenario:
@@ -100,10 +100,11 @@ def make_env(
         device,
         seed,
         config.image_size if re.fullmatch(config.cnn_keys, "image") else None,
-        (training and config.train_time_limit) or config.time_limit,
+        config.time_limit,
         config.action_repeat,
         config.discrete,
         config.scenario.as_dict(),
+        config.train_restart if training else 0,
     )
 
 

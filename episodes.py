@@ -109,8 +109,8 @@ class EpisodeFolder:
         return filter(None, map(self._try_read, paths))
 
     def state_dict(self) -> dict:
-        """The episodes under way."""
-        if self._rows is None:
+        """The episodes under way; nothing where the last ones have just ended."""
+        if self._rows is None or self._begins.min() == self._rows.written:
             return {}
         begin = int(self._begins.min())
         time = torch.arange(begin, self._rows.written, device=self._rows.device)

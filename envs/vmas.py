@@ -69,6 +69,8 @@ class Vmas:
         seed: start of this environment's own random state.
         image_size: height and width of the image in each row; None for no image.
         time_limit: simulator steps after which an episode ends, not terminal; None for no limit.
+        restart_from: if not 0, all copies end together, not terminal, after a number of simulator
+            steps that is drawn anew each time, log-uniformly from this to the time limit.
         action_repeat: simulator steps per action; their rewards are summed.
         discrete: one-hot actions instead of continuous ones in [-1, 1].
         scenario_args: keyword arguments of the scenario.
@@ -88,13 +90,14 @@ class Vmas:
         action_repeat: int = 1,
         discrete: bool = False,
         scenario_args: dict | None = None,
+        restart_from: int = 0,
     ):
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.image_size = image_size
         self.discrete = discrete
         self._action_repeat = action_repeat
-        self._time_limit = time_limit
+        self._time_limit, self._restart_from = time_limit, restart_from
 
         # VMAS is never given the seed: it would re-seed every CUDA device. Seeding again after
         # the build makes the first reset independent of what the build drew.
@@ -120,6 +123,9 @@ class Vmas:
         # then ends are known on the host, without asking the device.
         self._ends_early = type(self.simulator.scenario).done is not BaseScenario.done
         self._steps = 0  # simulator steps since all copies were reset
+        # On the host, so that drawing lengths never waits for the device.
+        self._length_random = torch.Generator().manual_seed(seed + 2**30)
+        self._length = self._draw_length()  # steps after which all copies are reset again
         self._is_last = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._ended = list(range(num_envs))  # the same on the host: copies to reset next
 
@@ -127,7 +133,7 @@ class Vmas:
         """Begin an episode in every copy and return the first rows."""
         with self._own_random_state():
             observations = self.simulator.reset()
-        self._steps = 0
+        self._steps, self._length = 0, self._draw_length()
         row = self._blank_row() | _named(observations)
         row["is_first"] = torch.ones_like(row["is_first"])
         if self.image_size:
@@ -208,6 +214,7 @@ class Vmas:
             "python": python_state,
             "cuda": cuda_state,
             "action": self._action_random.get_state(),
+            "length": self._length_random.get_state(),
         }
 
     def set_random_state(self, state: dict) -> None:
@@ -215,6 +222,7 @@ class Vmas:
         name, keys, *rest = state["numpy"]
         numpy_state = (name, keys.cpu().numpy().astype(np.uint32), *rest)
         self._random[:3] = [state["torch"].cpu(), numpy_state, state["python"]]
+        self._length_random.set_state(state["length"].cpu())
         if state["device"] == self.device.type:
             self._random[3] = state["cuda"] if state["cuda"] is None else state["cuda"].cpu()
             self._action_random.set_state(state["action"].cpu())
@@ -224,6 +232,7 @@ class Vmas:
         return {
             "simulator": snapshot.take(self.simulator),
             "steps": self._steps,
+            "length": self._length,
             "is_last": self._is_last,
             "ended": self._ended,
             "random": self.random_state(),
@@ -234,8 +243,8 @@ class Vmas:
         self.reset()
         self.step(self.random_action())  # the simulator makes some of its parts when first stepped
         snapshot.put(self.simulator, state["simulator"])
-        self._steps, self._ended = state["steps"], state["ended"]
-        self._is_last = state["is_last"]
+        self._steps, self._length = state["steps"], state["length"]
+        self._is_last, self._ended = state["is_last"], state["ended"]
         self.set_random_state(state["random"])
 
     @contextlib.contextmanager
@@ -293,6 +302,7 @@ class Vmas:
             observations, rewards, terminated, truncated, _ = self.simulator.step(actions)
         self._steps += 1
         terminal = terminated.reshape(self.num_envs).bool()
+        truncated = truncated | self._all_end()
         rewards = [reward.reshape(self.num_envs).float() for reward in rewards]
         return {
             **_named(observations),
@@ -303,9 +313,21 @@ class Vmas:
 
     def _find_ended(self, is_last: Tensor) -> list[int]:
         """Indices of the copies whose episode has ended; asks the device only if it must."""
-        if self._ends_early:
-            return is_last.nonzero().flatten().tolist()
-        return list(range(self.num_envs)) if self._steps == self._time_limit else []
+        if self._all_end():
+            return list(range(self.num_envs))
+        return is_last.nonzero().flatten().tolist() if self._ends_early else []
+
+    def _all_end(self) -> bool:
+        """Whether all copies end now together; not while some of them are only beginning."""
+        return self._length is not None and self._steps >= self._length and not self._ended
+
+    def _draw_length(self) -> int | None:
+        """Simulator steps after which all copies end together; None if they end on their own."""
+        if not self._restart_from or self._time_limit is None:
+            return None if self._ends_early else self._time_limit
+        share = torch.rand((), generator=self._length_random, dtype=torch.float64).item()
+        shortest = min(self._restart_from, self._time_limit)
+        return round(shortest * (self._time_limit / shortest) ** share)
 
     def _restart(self, copies: list[int], fresh: Tensor, row: dict) -> dict[str, Tensor]:
         """Reset some copies, given by index and by mask (B,); their changes to the row."""

@@ -23,6 +23,7 @@ QUICK = [
     *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
     *("--time_limit", "20", "--envs", "4", "--prefill", "160", "--log_every", "80"),
     *("--eval_every", "240", "--save_every", "160", "--eval_episode_num", "3"),
+    *("--train_restart", "0"),
 ]
 
 
@@ -147,9 +148,10 @@ def test_an_agent_can_learn_from_its_own_return_and_discrete_actions(tmp_path):
     assert "eval_return_agent0" in set().union(*metrics(tmp_path))
 
 
-def test_training_episodes_can_be_shorter_than_those_of_evaluation(tmp_path):
-    run(tmp_path, "--train_time_limit", "10", "--steps", "240")
-    assert len(list((tmp_path / "train_eps").glob("*-10.npz"))) == 20
+def test_training_episodes_can_begin_anew_before_the_time_limit(tmp_path):
+    run(tmp_path, "--train_restart", "4", "--steps", "240")
+    lengths = {int(path.stem.split("-")[-1]) for path in (tmp_path / "train_eps").glob("*.npz")}
+    assert len(lengths) > 1 and min(lengths) >= 4 and max(lengths) <= 20
     assert metrics(tmp_path)[-1]["eval_length"] == 20
 
 

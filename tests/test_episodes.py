@@ -414,9 +414,18 @@ def test_episodes_under_way_are_gone_on_with(tmp_path):
     run_folder(folder, 90, (7, 5, 90), start=23)
     folder.close()
     assert spans(load(folder)) == true_episodes(113, (7, 5, 90))
-    empty = EpisodeFolder(tmp_path, 10**6, SPACES)
-    empty.load_state_dict(EpisodeFolder(tmp_path, 10**6, SPACES).state_dict())
-    assert empty.state_dict() == {}
+
+
+def test_where_all_episodes_have_just_ended_none_is_gone_on_with(tmp_path):
+    folder = EpisodeFolder(tmp_path, 10**6, SPACES)
+    run_folder(folder, 12, (6, 6, 6))
+    folder.close()
+    assert folder.state_dict() == {}
+    again = EpisodeFolder(tmp_path, 10**6, SPACES)
+    again.load_state_dict({})
+    run_folder(again, 7, (6, 6, 6), start=12)
+    again.close()
+    assert spans(load(again)) == true_episodes(19, (6, 6, 6))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

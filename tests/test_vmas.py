@@ -1,6 +1,7 @@
 """The VMAS adapter against plain VMAS loops, brute force and its own promises."""
 
 import io
+import itertools
 import random
 import subprocess
 import sys
@@ -180,6 +181,32 @@ def test_time_limit_is_not_terminal():
     assert not any(row["is_terminal"].any() for row in rows)
     endless = Vmas("simple", 2, time_limit=None)
     assert not any(row["is_last"].any() for row in run(endless, draw_actions(endless, 120)))
+
+
+def test_restarts_end_all_copies_together_after_lengths_that_vary():
+    env = Vmas("simple_spread", 2, time_limit=20, restart_from=4)
+    rows = run(env, draw_actions(env, 400))
+    assert not any(row["is_terminal"].any() for row in rows)
+    lasts = [t for t, row in enumerate(rows) if row["is_last"].any()]
+    firsts = [t for t, row in enumerate(rows) if row["is_first"].any()]
+    assert all(rows[t]["is_last"].all() for t in lasts)
+    assert all(rows[t]["is_first"].all() for t in firsts)
+    assert firsts[1:] == [t + 1 for t in lasts][: len(firsts) - 1]
+    lengths = torch.tensor([last - first for first, last in zip(firsts, lasts, strict=False)])
+    assert lengths.min() < 7 and lengths.max() > 15
+    assert lengths.min() >= 4 and lengths.max() <= 20
+    assert abs(lengths.float().mean() - 16 / torch.tensor(5.0).log()) < 2.5  # log-uniform
+
+
+def test_restarts_never_end_an_episode_that_is_only_beginning(counting):
+    env = Vmas(counting, 3, time_limit=9, scenario_args={"shortest": 2}, restart_from=2)
+    rows, together = run(env, draw_actions(env, 300)), 0
+    for row, after in itertools.pairwise(rows):
+        assert not (row["is_first"] & row["is_last"]).any()
+        assert torch.equal(row["is_last"], after["is_first"])
+        together += bool(row["is_last"].all())
+    assert together > 20
+    assert any(row["is_last"].any() and not row["is_last"].all() for row in rows)
 
 
 def test_ended_says_on_the_host_whether_a_row_is_the_last_of_any_copy(counting):
@@ -387,14 +414,14 @@ def test_seeds_differ_and_repeat():
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("name", ["navigation", "het_mass", "balance"])
 def test_random_state_is_saved_and_restored(name, discrete):
-    env = Vmas(name, 3, seed=5, time_limit=4, discrete=discrete)
+    env = Vmas(name, 3, seed=5, time_limit=4, discrete=discrete, restart_from=2)
     run(env, draw_actions(env, 6))
     file = io.BytesIO()
     torch.save(env.random_state(), file)
     actions = draw_actions(env, 10)
     rows = run(env, actions)
     file.seek(0)
-    other = Vmas(name, 3, seed=6, time_limit=4, discrete=discrete)
+    other = Vmas(name, 3, seed=6, time_limit=4, discrete=discrete, restart_from=2)
     other.set_random_state(torch.load(file, weights_only=True))
     assert torch.equal(draw_actions(other, 10), actions)
     assert_equal(run(other, actions), rows)
