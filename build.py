@@ -131,7 +131,7 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     )
     actor = config.actor
     behavior = ImagBehavior(
-        world.rssm.feat,
+        world.feat,
         env.action_sizes,
         env.discrete,
         rewards,
@@ -149,7 +149,7 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     )
     probe = None
     if config.probe.envs and not env.image_size:
-        probe = ImageProbe(world.rssm.feat, config.image_size, config.probe.depth)
+        probe = ImageProbe(world.feat, config.image_size, config.probe.depth)
     dreamer = Dreamer(world, behavior, probe, config.reward, config.loss_scales.as_dict())
     return dreamer.to(env.device)
 

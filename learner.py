@@ -72,7 +72,7 @@ class Learner:
         data, index = replay.sample(batch, length)
         with self._autocast():
             state = self.dreamer.infer(data)
-            feat = self.dreamer.world.rssm.features(state)
+            feat = self.dreamer.world.features(state)
             loss = self.dreamer.probe.loss(feat, data["image"]).mean()
         metrics = {"image_loss": loss.detach()}
         self._descend(loss, ("probe",), metrics)

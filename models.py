@@ -21,6 +21,7 @@ from networks import (
     ImageDecoder,
     MultiDecoder,
     MultiEncoder,
+    RewardHead,
     TwoHotHead,
 )
 
@@ -124,10 +125,21 @@ class WorldModel(nn.Module):
             sharpness,
             norm,
         )
-        feat = self.rssm.feat
-        self.decoder = MultiDecoder(obs_shapes, feat, units, layers, cnn_depth, norm)
-        self.reward = TwoHotHead(feat, units, head_layers, rewards, norm)
-        self.cont = Head(feat, units, head_layers, (), 1.0, norm)
+        self.decoder = MultiDecoder(obs_shapes, self.rssm.feat, units, layers, cnn_depth, norm)
+        widths = list(self.decoder.sizes.values())
+        self.feat = self.rssm.feat + sum(widths)
+        self.reward = RewardHead(self.feat, widths, units, head_layers, rewards, norm)
+        self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
+
+    def features(self, state: State, detach: bool = False) -> Tensor:
+        """(..., F): what heads, actors and critic see: a state and the vectors that it predicts.
+
+        With `detach`, no gradient passes through the vectors: losses of the heads would bend them
+        away from what is observed.
+        """
+        own = self.rssm.features(state)
+        vectors = self.decoder.vectors(own)
+        return torch.cat([own, vectors.detach() if detach else vectors], -1)
 
     def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""
@@ -145,8 +157,8 @@ class WorldModel(nn.Module):
         latent = self.rssm.latent
         deter, stoch, post = self.infer(batch)
         prior = self.rssm.prior(deter)
-        feat = self.rssm.features((deter, stoch))
-        losses = self.decoder.loss(feat, batch)
+        feat = self.features((deter, stoch), detach=True)
+        losses = self.decoder.loss(self.rssm.features((deter, stoch)), batch)
         losses["reward"] = self.reward(feat).loss(reward).mean(-1)
         losses["cont"] = F.binary_cross_entropy_with_logits(
             self.cont(feat), (~batch["is_terminal"]).float(), reduction="none"
@@ -169,10 +181,10 @@ class WorldModel(nn.Module):
         seen = {key: value[:, :observed] for key, value in batch.items() if key != "initial"}
         deter, stoch, _ = self.infer(seen | {"initial": batch["initial"]})
         state = deter[:, -1], stoch[:, -1]
-        feats = list(self.rssm.features((deter, stoch)).unbind(1))
+        feats = list(self.features((deter, stoch)).unbind(1))
         for action in batch["action"][:, observed:].unbind(1):
             state = self.rssm.img_step(state, action)
-            feats.append(self.rssm.features(state))
+            feats.append(self.features(state))
         return torch.stack(feats, 1)
 
 
@@ -253,14 +265,14 @@ class ImagBehavior(nn.Module):
         With `learner` (M, N), only marked actions carry a gradient. Returns features (M, H+1, F),
         actions (M, H, N, A) and the policies' entropies (M, H, N).
         """
-        feats, actions, entropies = [world.rssm.features(state)], [], []
+        feats, actions, entropies = [world.features(state)], [], []
         for _ in range(self.horizon):
             policy = self.actors(feats[-1].detach())
             action = policy.sample()
             if learner is not None:
                 action = torch.where(learner.unsqueeze(-1), action, action.detach())
             state = world.rssm.img_step(state, action)
-            feats.append(world.rssm.features(state))
+            feats.append(world.features(state))
             actions.append(action)
             entropies.append(policy.entropy())
         return torch.stack(feats, 1), torch.stack(actions, 1), torch.stack(entropies, 1)
@@ -399,7 +411,7 @@ class Dreamer(nn.Module):
         """
         embed = self.world.encoder(rows)
         state = self.world.rssm.obs_step(state, action, embed, rows["is_first"])
-        actors = self.behavior.actors(self.world.rssm.features(state))
+        actors = self.behavior.actors(self.world.features(state))
         action = actors.sample() if explore else actors.mode
         return action.clamp(-1.0, 1.0), state
 
@@ -407,7 +419,7 @@ class Dreamer(nn.Module):
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         reward = combine_rewards(batch["reward"], self.reward)
         losses, state, metrics = self.world.loss(batch, reward)
-        feat = self.world.rssm.features(state)
+        feat = self.world.features(state, detach=True)
         losses["repval"] = self.behavior.replay_loss(
             feat, reward, batch["is_last"], batch["is_terminal"]
         )
@@ -431,7 +443,8 @@ class Dreamer(nn.Module):
         sequences of one episode each.
         """
         feat = self.world.open_loop(batch)
-        predicted = self.probe(feat) if self.probe else self.world.decoder(feat)["image"]
+        own = feat[..., : self.world.rssm.feat]
+        predicted = self.probe(feat) if self.probe else self.world.decoder.cnn(own)
         truth = batch["image"].float() / 255
         error = (predicted - truth + 1) / 2
         video = torch.cat([truth, predicted, error], 2)  # (B, T, 3 * size, size, 3)

@@ -7,7 +7,8 @@ Symbols, here and in every other file:
     M  imagined starts                                       R  rewards: 1 for a team, else N
     H  imagination horizon                                   E  embedding width
     S x K  categoricals and their classes                    D  deterministic width
-    F = D + S * K  width of a feature, the state as the heads see it
+    F  width of a feature, the state as the heads see it: D + S * K for the RSSM's own, and then
+       the vectors that it predicts for all agents (see `WorldModel.features`)
 
 Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, A).
 """
@@ -237,6 +238,61 @@ class TwoHotHead(Head):
         return TwoHot(super().forward(feat), self.bins)
 
 
+class TeamView(nn.Module):
+    """What the vectors of all agents amount to, through one MLP for all agents of a kind.
+
+    Agents whose vectors have one width are of one kind. What their MLP makes of each vector is
+    pooled by the maximum, so that what is learned about one agent holds for all of its kind.
+    `widths` are those of the agents' vectors.
+    """
+
+    def __init__(self, widths: Sequence[int], units: int, layers: int, norm: bool = True):
+        super().__init__()
+        self.widths = tuple(widths)
+        kinds = list(dict.fromkeys(widths))
+        self.members = [[i for i, w in enumerate(widths) if w == width] for width in kinds]
+        self.mlps = nn.ModuleList(MLP(width, units, layers, norm) for width in kinds)
+        self.outputs = units * len(kinds)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors head to tail (..., sum of widths), as symlog values, to (..., outputs)."""
+        vectors, pooled = vectors.split(self.widths, -1), []
+        for members, mlp in zip(self.members, self.mlps, strict=True):
+            pooled.append(mlp(torch.stack([vectors[i] for i in members], -2)).amax(-2))
+        return torch.cat(pooled, -1)
+
+
+class RewardHead(nn.Module):
+    """Predicts rewards from features and from a `TeamView` of the vectors at their end.
+
+    From the state alone, a head knows the scenes that it was trained on and little of new ones
+    (benchmarks/README.md); without `widths` of vectors, that is what it sees.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        units: int,
+        layers: int,
+        count: int,
+        norm: bool = True,
+    ):
+        super().__init__()
+        self.vectors = sum(widths)
+        self.view = TeamView(widths, units, 2, norm)
+        self.head = TwoHotHead(
+            inputs - self.vectors + self.view.outputs, units, layers, count, norm
+        )
+
+    def forward(self, feat: Tensor) -> TwoHot:
+        """(..., F) to a distribution over (..., count)."""
+        if not self.vectors:
+            return self.head(feat)
+        state, vectors = feat[..., : -self.vectors], feat[..., -self.vectors :]
+        return self.head(torch.cat([state, self.view(vectors)], -1))
+
+
 class ChannelNorm(RMSNorm):
     """RMSNorm over the channels of (B, C, H, W)."""
 
@@ -346,24 +402,18 @@ class MultiDecoder(nn.Module):
         if self.image:
             self.cnn = ImageDecoder(inputs, shapes["image"][0], depth)
 
-    def forward(self, feat: Tensor) -> dict[str, Tensor]:
-        """Vectors are predicted as symlog values, the image as its mean in (0, 1)."""
-        predicted = {}
-        if self.sizes:
-            vectors = self.mlp(feat).split(list(self.sizes.values()), -1)
-            predicted.update(zip(self.sizes, vectors, strict=True))
-        if self.image:
-            predicted["image"] = self.cnn(feat)
-        return predicted
+    def vectors(self, feat: Tensor) -> Tensor:
+        """The vectors of all agents head to tail, as symlog values; of width 0 if none is seen."""
+        return self.mlp(feat) if self.sizes else feat[..., :0]
 
     def loss(self, feat: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Squared errors `vector_loss`, `image_loss` (...), summed over what was observed."""
-        predicted, losses = self(feat), {}
+        """Squared errors `vector` and `image` (...), summed over what was observed."""
+        losses = {}
         if self.sizes:
-            errors = [(predicted[key] - symlog(obs[key])).square().sum(-1) for key in self.sizes]
-            losses["vector"] = torch.stack(errors).sum(0)
+            truth = symlog(torch.cat([obs[key] for key in self.sizes], -1))
+            losses["vector"] = (self.vectors(feat) - truth).square().sum(-1)
         if self.image:
-            error = predicted["image"] - obs["image"].float() / 255
+            error = self.cnn(feat) - obs["image"].float() / 255
             losses["image"] = error.square().sum((-3, -2, -1))
         return losses
 

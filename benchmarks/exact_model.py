@@ -79,13 +79,24 @@ class LearnedReward(nn.Module):
         return self.head(feat).mean
 
 
-def play(behavior: ImagBehavior, scenes: int, steps: int, explore: bool) -> tuple[Tensor, Tensor]:
-    """States (scenes, steps, 18) and the mean return of new scenes."""
+def new_scenes(count: int) -> Tensor:
+    """States (count, 18) of agents at rest, somewhere, with landmarks somewhere."""
+    place, landmarks = torch.rand(2, count, 2 * AGENTS) * 2 - 1
+    return torch.cat([place, torch.zeros_like(place), landmarks], -1)
+
+
+def play(
+    behavior: ImagBehavior, scenes: int, steps: int, explore: bool, restart: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """States (scenes, steps, 18) and the mean return of new scenes.
+
+    With `restart`, that share of the scenes is replaced by new ones at every step.
+    """
     motion, none = Motion(), torch.zeros(scenes, 0, 1)
-    place, landmarks = torch.rand(2, scenes, 2 * AGENTS) * 2 - 1
-    state, states, total = torch.cat([place, torch.zeros_like(place), landmarks], -1), [], 0.0
+    state, states, total = new_scenes(scenes), [], 0.0
     with torch.no_grad():
         for _ in range(steps):
+            state = torch.where(torch.rand(scenes, 1) < restart, new_scenes(scenes), state)
             actors = behavior.actors(motion.features((state, none)))
             action = actors.sample() if explore else actors.mode
             state, _ = motion.img_step((state, none), action.clamp(-1, 1))
@@ -99,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reward", choices=("exact", "learned"), default="exact")
     parser.add_argument("--episode", type=int, default=100, help="steps of a training episode")
+    parser.add_argument("--restart", type=float, default=0.0, help="share of steps that end one")
     parser.add_argument("--updates", type=int, default=900)
     parser.add_argument("--period", type=int, default=40, help="updates per 6,400 steps")
     parser.add_argument("--horizon", type=int, default=15)
@@ -112,6 +124,7 @@ def main() -> None:
     reward = learned or exact_reward
     world = SimpleNamespace(
         rssm=Motion(),
+        features=Motion().features,
         parameters=lambda: iter(() if learned is None else learned.parameters()),
         reward=lambda feat: SimpleNamespace(mean=reward(feat)),
         cont=lambda feat: torch.full(feat.shape[:-1], 20.0),
@@ -136,10 +149,11 @@ def main() -> None:
     pool = torch.empty(0, 18)
     for update in range(args.updates):
         if update % args.period == 0:
-            states, _ = play(behavior, ROWS // args.episode, args.episode, explore=True)
+            scenes = ROWS // args.episode
+            states, _ = play(behavior, scenes, args.episode, explore=True, restart=args.restart)
             pool = torch.cat([pool, states.flatten(0, 1)])
             if learned:
-                learned.seen = world.rssm.features((pool, pool))
+                learned.seen = world.features((pool, pool))
                 learned.learn(args.period)
         starts = pool[torch.randint(len(pool), (32, 16))]
         ends = torch.zeros(32, 16, dtype=torch.bool)

@@ -70,9 +70,7 @@ def test_two_ranks_have_the_gradients_of_one_process(
     make_world, make_behavior, make_batch, tmp_path
 ):
     world = make_world()
-    team = Dreamer(
-        world, make_behavior(world.rssm.feat), None, "mean", settings().loss_scales.as_dict()
-    )
+    team = Dreamer(world, make_behavior(world.feat), None, "mean", settings().loss_scales.as_dict())
     batches, returns = [make_batch(world) for _ in range(2)], [torch.randn(30, 1) for _ in range(2)]
     multiprocessing.spawn(learn, (tmp_path, copy.deepcopy(team), batches, returns), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

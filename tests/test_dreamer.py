@@ -23,7 +23,6 @@ QUICK = [
     *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
     *("--time_limit", "20", "--envs", "4", "--prefill", "160", "--log_every", "80"),
     *("--eval_every", "240", "--save_every", "160", "--eval_episode_num", "3"),
-    *("--train_restart", "0"),
 ]
 
 

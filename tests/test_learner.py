@@ -27,7 +27,7 @@ def make_dreamer(make_world, make_behavior):
     def make(gradient: str, norm: bool) -> Dreamer:
         sizes = {"units": 64, "deter": 64, "stoch": 8, "classes": 8, "norm": norm}
         world = make_world(**sizes)
-        behavior = make_behavior(world.rssm.feat, units=64, imag_gradient=gradient)
+        behavior = make_behavior(world.feat, units=64, imag_gradient=gradient)
         scales = load_config(["--logdir", "none"], ROOT / "configs.yaml").loss_scales
         return Dreamer(world, behavior, None, "mean", scales.as_dict())
 

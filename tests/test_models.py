@@ -35,10 +35,10 @@ def make_dreamer(make_world, make_behavior, awaken):
         rewards = 2 if reward == "agent" else 1
         shapes = {"image": (16, 16, 3)} if image else {"agent0": (3,), "agent1": (2,)}
         world = make_world(rewards=rewards, obs_shapes=shapes)
-        behavior = make_behavior(world.rssm.feat, rewards=rewards, **changes)
-        for head in (world.reward, behavior.critic, behavior.slow_critic):
+        behavior = make_behavior(world.feat, rewards=rewards, **changes)
+        for head in (world.reward.head, behavior.critic, behavior.slow_critic):
             awaken(head)
-        probe = None if image else ImageProbe(world.rssm.feat, 16, 2)
+        probe = None if image else ImageProbe(world.feat, 16, 2)
         return Dreamer(world, behavior, probe, reward, SCALES)
 
     return make
@@ -145,7 +145,7 @@ def test_frozen_lets_gradients_through_and_restores_even_after_an_error():
 
 def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     world = make_world(kl_free=0.0)
-    awaken(world.reward)
+    awaken(world.reward.head)
     batch = make_batch(world)
     batch["is_terminal"][1, 2] = True
     reward = combine_rewards(batch["reward"], "mean")
@@ -156,7 +156,7 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     embed = world.encoder(batch)
     again = world.rssm.observe(batch["action"], embed, batch["is_first"], state)
     assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
-    feat = world.rssm.features((deter, stoch))
+    feat = world.features((deter, stoch))
     prior, post, alive = world.rssm.prior(deter), again[2], torch.sigmoid(world.cont(feat))
     paid = world.reward(feat).loss(batch["reward"].mean(-1, keepdim=True))[..., 0]
     assert set(losses) == {"vector", "reward", "cont", "dyn", "rep"}
@@ -195,7 +195,7 @@ def test_open_loop_observes_five_steps_and_dreams_the_rest(make_world, make_batc
                 state = world.rssm.obs_step(state, action, embed[:, t], batch["is_first"][:, t])
             else:
                 state = world.rssm.img_step(state, action)
-            assert torch.allclose(feat[:, t], world.rssm.features(state), atol=1e-5)
+            assert torch.allclose(feat[:, t], world.features(state), atol=1e-5)
 
 
 # ---- behaviour -----------------------------------------------------------------------------------
@@ -208,17 +208,17 @@ def test_imagine_is_one_rollout_from_the_start_states(make_dreamer, discrete):
     start = tuple(part.flatten(0, 1) for part in states(world))
     torch.manual_seed(1)
     feat, action, entropy = behavior.imagine(world, start)
-    assert feat.shape == (6, 4, world.rssm.feat)
+    assert feat.shape == (6, 4, world.feat)
     assert action.shape == (6, 3, 2, 2) and entropy.shape == (6, 3, 2)
     torch.manual_seed(1)
     state = start
     for t in range(3):
-        assert torch.equal(feat[:, t], world.rssm.features(state))
-        policy = behavior.actors(world.rssm.features(state))
+        assert torch.equal(feat[:, t], world.features(state))
+        policy = behavior.actors(world.features(state))
         assert torch.allclose(action[:, t], policy.sample())
         assert torch.allclose(entropy[:, t], policy.entropy())
         state = world.rssm.img_step(state, action[:, t])
-    assert torch.equal(feat[:, 3], world.rssm.features(state))
+    assert torch.equal(feat[:, 3], world.features(state))
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -389,7 +389,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     batch = make_batch(dreamer.world, **({"image": (16, 16, 3)} if image else {}))
     reward = combine_rewards(batch["reward"], dreamer.reward)
     losses, state, _ = dreamer.world.loss(batch, reward)
-    feat = dreamer.world.rssm.features(state)
+    feat = dreamer.world.features(state, detach=True)
     flags = batch["is_last"], batch["is_terminal"]
     losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
     losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
@@ -405,7 +405,7 @@ def test_the_probe_teaches_itself_alone(make_dreamer, make_batch):
     dreamer = make_dreamer()
     batch = make_batch(dreamer.world, agent0=(3,), agent1=(2,), image=(16, 16, 3))
     _, state, _ = dreamer.world.loss(batch, combine_rewards(batch["reward"], "mean"))
-    feat = dreamer.world.rssm.features(state)
+    feat = dreamer.world.features(state)
     loss = dreamer.probe.loss(feat, batch["image"])
     pixels = (dreamer.probe(feat) - batch["image"] / 255).square()
     assert torch.allclose(loss, pixels.flatten(2).sum(-1), rtol=1e-4)
@@ -423,7 +423,7 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     reward = {"mean": batch["reward"].mean(-1, True), "sum": batch["reward"].sum(-1, True)}
     reward = reward.get(mode, batch["reward"])
     parts, inferred, _ = twin.world.loss(batch, reward)
-    feat, flags = twin.world.rssm.features(inferred), (batch["is_last"], batch["is_terminal"])
+    feat, flags = twin.world.features(inferred), (batch["is_last"], batch["is_terminal"])
     parts["repval"] = twin.behavior.replay_loss(feat, reward, *flags)
     parts |= twin.behavior.loss(twin.world, inferred, flags[1])[0]
     means = {name: part.mean().item() for name, part in parts.items()}
@@ -465,7 +465,7 @@ def test_policy_infers_then_acts_within_bounds(make_dreamer, make_batch, discret
     torch.manual_seed(1)
     embed = dreamer.world.encoder(rows)
     expected = dreamer.world.rssm.obs_step(start, rows["action"], embed, rows["is_first"])
-    policy = dreamer.behavior.actors(dreamer.world.rssm.features(expected))
+    policy = dreamer.behavior.actors(dreamer.world.features(expected))
     assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
     assert torch.allclose(action, policy.sample().clamp(-1, 1)) and action.abs().max() <= 1
     torch.manual_seed(1)
@@ -493,7 +493,7 @@ def test_video_shows_truth_prediction_and_error(make_dreamer, make_batch, image)
     video = dreamer.video_pred(batch)
     torch.manual_seed(1)
     feat = dreamer.world.open_loop(batch)
-    drawn = dreamer.world.decoder(feat)["image"] if image else dreamer.probe(feat)
+    drawn = dreamer.world.decoder.cnn(feat) if image else dreamer.probe(feat)
     assert video.shape == (7, 48, 48, 3) and video.dtype == torch.uint8
     for b in range(3):
         column, truth = video[:, :, 16 * b : 16 * b + 16], batch["image"][b]

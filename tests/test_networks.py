@@ -18,6 +18,8 @@ from networks import (
     MultiDecoder,
     MultiEncoder,
     OneHotActions,
+    RewardHead,
+    TeamView,
     TwoHot,
     TwoHotHead,
     init_weights,
@@ -263,18 +265,44 @@ def test_multi_encoder_joins_vectors_and_image():
 
 def test_multi_decoder_loss_against_brute_force():
     decoder, obs, feat = MultiDecoder(SHAPES, 6, 8, 1, 2), make_obs(2, 3), torch.randn(2, 3, 6)
-    losses, predicted = decoder.loss(feat, obs), decoder(feat)
+    vectors, image = decoder.vectors(feat), decoder.cnn(feat)
+    losses = decoder.loss(feat, obs)
     assert set(losses) == {"vector", "image"}
-    for b in range(2):
-        for t in range(3):
-            vector = sum(
-                (predicted[key][b, t, i] - symlog(obs[key][b, t, i])).square().item()
-                for key in ("agent0", "agent1")
-                for i in range(len(obs[key][b, t]))
-            )
-            image = (predicted["image"][b, t] - obs["image"][b, t].double() / 255).square().sum()
-            assert losses["vector"][b, t].item() == pytest.approx(vector, rel=1e-4)
-            assert losses["image"][b, t].item() == pytest.approx(image.item(), rel=1e-4)
+    truth = [[*obs["agent0"][b, t], *obs["agent1"][b, t]] for b in range(2) for t in range(3)]
+    for row, (b, t) in enumerate((b, t) for b in range(2) for t in range(3)):
+        errors = [(vectors[b, t, i] - symlog(x)).item() ** 2 for i, x in enumerate(truth[row])]
+        assert losses["vector"][b, t].item() == pytest.approx(sum(errors), rel=1e-4)
+        pixels = (image[b, t] - obs["image"][b, t].double() / 255).square().sum()
+        assert losses["image"][b, t].item() == pytest.approx(pixels.item(), rel=1e-4)
+
+
+def test_a_decoder_of_images_predicts_no_vectors():
+    decoder = MultiDecoder({"image": (16, 16, 3)}, 6, 8, 1, 2)
+    assert decoder.vectors(torch.randn(2, 3, 6)).shape == (2, 3, 0)
+
+
+def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
+    view, vectors = TeamView([3, 2, 3], 8, 2), torch.randn(5, 4, 8)
+    assert view.outputs == 16
+    wide, narrow = view.mlps
+    one, other, last = vectors.split([3, 2, 3], -1)
+    expected = torch.cat([torch.maximum(wide(one), wide(last)), narrow(other)], -1)
+    assert torch.allclose(view(vectors), expected, atol=1e-6)
+    swapped = torch.cat([last, other, one], -1)
+    assert torch.allclose(view(swapped), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [[], [2, 3]])
+def test_a_reward_head_sees_the_state_and_the_vectors_at_its_end(awaken, widths):
+    head, feat = RewardHead(6 + sum(widths), widths, 8, 1, 2), torch.randn(4, 6 + sum(widths))
+    assert torch.equal(head(feat).mean, torch.zeros(4, 2))
+    awaken(head.head)
+    before = head(feat).mean
+    for column in range(feat.shape[1]):
+        changed = feat.clone()
+        changed[0, column] += 3.0
+        same = (head(changed).mean == before).all(-1)
+        assert same.tolist() == [False, True, True, True], column
 
 
 # ---- RSSM ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ QUICK = [
     *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
     *("--time_limit", "20", "--envs", "4", "--prefill", "120", "--log_every", "80"),
     *("--eval_every", "240", "--save_every", "200", "--eval_episode_num", "3"),
-    *("--train_ratio", "4"),
+    *("--train_ratio", "4", "--train_restart", "5"),
 ]
 IMAGES = ("--configs", "vmas", "debug", "--task", "vmas_balance", "--image_size", "32")
 TIMED = ("fps", "updates_per_second", "memory_host_mib")

@@ -51,7 +51,7 @@ class Countdown:
 @pytest.fixture
 def dreamer(make_world, make_behavior):
     world = make_world()
-    return Dreamer(world, make_behavior(world.rssm.feat), None, "mean", {})
+    return Dreamer(world, make_behavior(world.feat), None, "mean", {})
 
 
 def record(steps, **kwargs):
@@ -106,7 +106,7 @@ def test_player_without_exploration_plays_modes(dreamer):
     player = Player(env, dreamer, explore=False)
     for _ in range(4):
         player.step()
-        feat = dreamer.world.rssm.features(player.state)
+        feat = dreamer.world.features(player.state)
         assert torch.allclose(player.action, dreamer.behavior.actors(feat).mode)
 
 
@@ -188,7 +188,7 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         rows = []
         returns, _ = play_episodes(Countdown((1, 1, 1)), dreamer, rows.append)
         assert not returns.requires_grad and not rows[-1]["action"].requires_grad
-        feat = dreamer.world.rssm.features(dreamer.world.rssm.unpack(rows[0]))
+        feat = dreamer.world.features(dreamer.world.rssm.unpack(rows[0]))
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
     for action, mode in plays:
         assert torch.allclose(action, mode, atol=1e-3)  # the memory was stored in half precision
