@@ -13,7 +13,8 @@ LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world mode
 # What must not change between a run and its resumption.
 FIXED = (
     *("task", "discrete", "scenario", "reward", "image_size", "mlp_keys", "cnn_keys"),
-    *("time_limit", "action_repeat", "units", "layers", "head_layers", "norm", "cnn_depth"),
+    *("predict_keys", "time_limit", "action_repeat"),
+    *("units", "layers", "head_layers", "norm", "cnn_depth"),
     "rssm",
     "probe.depth",
 )
@@ -43,7 +44,7 @@ def check_values(config: Config) -> None:
     for key in _AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise UserError(f"--{key} {getattr(config, key)}: expected 1 or more")
-    for key in ("mlp_keys", "cnn_keys"):
+    for key in ("mlp_keys", "cnn_keys", "predict_keys"):
         try:
             re.compile(getattr(config, key))
         except re.error as error:
@@ -110,18 +111,20 @@ def make_env(
 
 def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     """The networks for this environment, on its device."""
-    shapes = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
-    shapes = {key: shape for key, shape in shapes.items() if re.fullmatch(config.mlp_keys, key)}
+    vectors = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+    shapes = {key: shape for key, shape in vectors.items() if re.fullmatch(config.mlp_keys, key)}
     if env.image_size:
         shapes["image"] = (env.image_size, env.image_size, 3)
     if not shapes:
         raise UserError("mlp_keys and cnn_keys match nothing: expected 'agent\\d+' or 'image'")
+    more = {key: shape for key, shape in vectors.items() if re.fullmatch(config.predict_keys, key)}
     rewards = env.n_agents if config.reward == "agent" else 1
     sizes = {"units": config.units, "layers": config.layers}
     world = WorldModel(
         shapes,
         (env.n_agents, env.action_width),
         rewards,
+        predicted_shapes=shapes | more,
         cnn_depth=config.cnn_depth,
         kl_free=config.kl_free,
         head_layers=config.head_layers,

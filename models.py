@@ -88,8 +88,8 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 class WorldModel(nn.Module):
     """Encoder, RSSM and the heads that predict observations, rewards and continuation.
 
-    Args: obs_shapes, what the model sees and predicts; action_shape (N, A); rewards R; the rest
-    are the sizes of `configs.yaml`.
+    Args: obs_shapes, what the model sees; action_shape (N, A); rewards R; predicted_shapes, what it
+    predicts (by default what it sees); the rest are the sizes of `configs.yaml`.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class WorldModel(nn.Module):
         sharpness: float = 1.0,
         head_layers: int = 1,
         norm: bool = True,
+        predicted_shapes: dict[str, tuple[int, ...]] | None = None,
     ):
         super().__init__()
         self.kl_free = kl_free
@@ -125,7 +126,8 @@ class WorldModel(nn.Module):
             sharpness,
             norm,
         )
-        self.decoder = MultiDecoder(obs_shapes, self.rssm.feat, units, layers, cnn_depth, norm)
+        shapes = predicted_shapes or obs_shapes
+        self.decoder = MultiDecoder(shapes, self.rssm.feat, units, layers, cnn_depth, norm)
         widths = list(self.decoder.sizes.values())
         self.feat = self.rssm.feat + sum(widths)
         self.reward = RewardHead(self.feat, widths, units, head_layers, rewards, norm)

@@ -1,12 +1,13 @@
 """What holds simple_spread back: actors and critic in a model whose motion is exact.
 
     python -m benchmarks.exact_model                                # the reward is exact as well
-    python -m benchmarks.exact_model --reward learned --period 300  # it is learned from few scenes
+    python -m benchmarks.exact_model --reward pooled --period 300   # it is learned from few scenes
 
 The team's `ImagBehavior` learns as in a run, but its world model is the task itself, written down:
-three agents with drag, three landmarks, the reward of the scenario. With `--reward learned` only
-the reward is predicted, by an MLP from what was observed so far, so that its share of the trouble
-can be seen. Prints the real return (100 steps, 256 scenes, modes of the actors).
+three agents with drag, three landmarks, the reward of the scenario. With `--reward flat` or
+`pooled` only the reward is predicted, from what was observed so far, by an MLP or by the world
+model's `RewardHead`, so that its share of the trouble can be seen. Prints the real return (100
+steps, 256 scenes, modes of the actors).
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ImagBehavior
-from networks import RSSM, TwoHotHead, symexp, symlog
+from networks import RSSM, RewardHead, TwoHotHead, symexp, symlog
 from optimizer import LaProp
 
 AGENTS, ROWS = 3, 6_400  # what the team sees anew after every --period updates
@@ -60,9 +61,11 @@ def exact_reward(feat: Tensor) -> Tensor:
 class LearnedReward(nn.Module):
     """The reward as a head on the observations learns it, from all that was seen so far."""
 
-    def __init__(self):
+    def __init__(self, pooled: bool):
         super().__init__()
-        self.head = TwoHotHead(Motion.feat, 128, 3, 1, norm=False)
+        flat = TwoHotHead(Motion.feat, 128, 3, 1, norm=False)
+        each = [Motion.feat // AGENTS] * AGENTS
+        self.head = RewardHead(Motion.feat, each, 128, 2, 1, norm=False) if pooled else flat
         self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         self.seen: Tensor | None = None
 
@@ -108,7 +111,7 @@ def play(
 def main() -> None:
     """Train, and print the real return now and then."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--reward", choices=("exact", "learned"), default="exact")
+    parser.add_argument("--reward", choices=("exact", "flat", "pooled"), default="exact")
     parser.add_argument("--episode", type=int, default=100, help="steps of a training episode")
     parser.add_argument("--restart", type=float, default=0.0, help="share of steps that end one")
     parser.add_argument("--updates", type=int, default=900)
@@ -120,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    learned = LearnedReward() if args.reward == "learned" else None
+    learned = None if args.reward == "exact" else LearnedReward(args.reward == "pooled")
     reward = learned or exact_reward
     world = SimpleNamespace(
         rssm=Motion(),

@@ -135,6 +135,8 @@ def test_the_world_model_can_see_images_alone(tmp_path):
     run(tmp_path, "--configs", "vmas", "debug", "--steps", "240", "--task", "vmas_balance")
     logged = set().union(*metrics(tmp_path))
     assert "image_loss" in logged and "vector_loss" not in logged
+    run(tmp_path / "more", "--configs", "vmas", "debug", "--steps", "240", "--predict_keys", ".*")
+    assert {"image_loss", "vector_loss"} <= set().union(*metrics(tmp_path / "more"))
     path = next(iter((tmp_path / "train_eps").glob("*.npz")))
     with np.load(path, allow_pickle=False) as episode:
         assert episode["image"].shape[1:] == (64, 64, 3)

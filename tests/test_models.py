@@ -176,6 +176,21 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     assert metrics["prior_ent"].item() == pytest.approx(entropy.item(), rel=1e-4)
 
 
+def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
+    vectors, image = {"agent0": (3,), "agent1": (2,)}, {"image": (16, 16, 3)}
+    world = make_world(obs_shapes=image, predicted_shapes=image | vectors)
+    batch = make_batch(world, **vectors, **image)
+    blind = batch | {key: torch.full_like(batch[key], torch.nan) for key in vectors}
+    torch.manual_seed(1)
+    deter, stoch, _ = world.infer(batch)
+    torch.manual_seed(1)
+    again = world.infer(blind)
+    assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
+    losses, state, _ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
+    assert {"vector", "image"} <= set(losses)
+    assert world.features(state).shape[-1] == world.rssm.feat + 5
+
+
 def test_open_loop_observes_five_steps_and_dreams_the_rest(make_world, make_batch):
     world = make_world()
     batch = make_batch(world, time=9)
