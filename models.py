@@ -133,15 +133,10 @@ class WorldModel(nn.Module):
         self.reward = RewardHead(self.feat, widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
-    def features(self, state: State, detach: bool = False) -> Tensor:
-        """(..., F): what heads, actors and critic see: a state and the vectors that it predicts.
-
-        With `detach`, no gradient passes through the vectors: losses of the heads would bend them
-        away from what is observed.
-        """
+    def features(self, state: State) -> Tensor:
+        """(..., F): what heads, actors and critic see: a state and the vectors that it predicts."""
         own = self.rssm.features(state)
-        vectors = self.decoder.vectors(own)
-        return torch.cat([own, vectors.detach() if detach else vectors], -1)
+        return torch.cat([own, self.decoder.vectors(own)], -1)
 
     def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""
@@ -150,8 +145,8 @@ class WorldModel(nn.Module):
 
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor
-    ) -> tuple[dict[str, Tensor], State, dict[str, Tensor]]:
-        """Losses (B, T), inferred states and metrics of replayed sequences.
+    ) -> tuple[dict[str, Tensor], State, Tensor, dict[str, Tensor]]:
+        """Losses (B, T), inferred states, their features and metrics of replayed sequences.
 
         `batch` holds rows (B, T, ...) and under `initial` the state before their first one;
         reward is (B, T, R).
@@ -159,8 +154,11 @@ class WorldModel(nn.Module):
         latent = self.rssm.latent
         deter, stoch, post = self.infer(batch)
         prior = self.rssm.prior(deter)
-        feat = self.features((deter, stoch), detach=True)
-        losses = self.decoder.loss(self.rssm.features((deter, stoch)), batch)
+        own = self.rssm.features((deter, stoch))
+        vectors = self.decoder.vectors(own)
+        losses = self.decoder.loss(own, vectors, batch)
+        # The heads' losses must not bend the predicted vectors away from what is observed.
+        feat = torch.cat([own, vectors.detach()], -1)
         losses["reward"] = self.reward(feat).loss(reward).mean(-1)
         losses["cont"] = F.binary_cross_entropy_with_logits(
             self.cont(feat), (~batch["is_terminal"]).float(), reduction="none"
@@ -172,7 +170,7 @@ class WorldModel(nn.Module):
             "prior_ent": latent.entropy(prior).mean(),
             "post_ent": latent.entropy(post).mean(),
         }
-        return losses, (deter, stoch), metrics
+        return losses, (deter, stoch), feat, metrics
 
     @torch.no_grad()
     def open_loop(self, batch: dict[str, Tensor], observed: int = 5) -> Tensor:
@@ -420,8 +418,7 @@ class Dreamer(nn.Module):
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         reward = combine_rewards(batch["reward"], self.reward)
-        losses, state, metrics = self.world.loss(batch, reward)
-        feat = self.world.features(state, detach=True)
+        losses, state, feat, metrics = self.world.loss(batch, reward)
         losses["repval"] = self.behavior.replay_loss(
             feat, reward, batch["is_last"], batch["is_terminal"]
         )

@@ -406,12 +406,12 @@ class MultiDecoder(nn.Module):
         """The vectors of all agents head to tail, as symlog values; of width 0 if none is seen."""
         return self.mlp(feat) if self.sizes else feat[..., :0]
 
-    def loss(self, feat: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Squared errors `vector` and `image` (...), summed over what was observed."""
+    def loss(self, feat: Tensor, vectors: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared errors of `vectors` and of the image (...), summed over what was observed."""
         losses = {}
         if self.sizes:
             truth = symlog(torch.cat([obs[key] for key in self.sizes], -1))
-            losses["vector"] = (self.vectors(feat) - truth).square().sum(-1)
+            losses["vector"] = (vectors - truth).square().sum(-1)
         if self.image:
             error = self.cnn(feat) - obs["image"].float() / 255
             losses["image"] = error.square().sum((-3, -2, -1))

@@ -20,7 +20,7 @@ def fit(world, batch, updates, rate):
     reward = combine_rewards(batch["reward"], "mean")
     scales = {"vector": 30.0, "rep": 0.1}
     for _ in range(updates):
-        losses, _, _ = world.loss(batch, reward)
+        losses, *_ = world.loss(batch, reward)
         history.append({name: loss.mean().item() for name, loss in losses.items()})
         optimizer.zero_grad()
         sum(scales.get(name, 1.0) * loss.mean() for name, loss in losses.items()).backward()

@@ -150,7 +150,7 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     batch["is_terminal"][1, 2] = True
     reward = combine_rewards(batch["reward"], "mean")
     torch.manual_seed(1)
-    losses, (deter, stoch), metrics = world.loss(batch, reward)
+    losses, (deter, stoch), _, metrics = world.loss(batch, reward)
     torch.manual_seed(1)
     state = world.rssm.unpack(batch["initial"])
     embed = world.encoder(batch)
@@ -186,7 +186,7 @@ def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
     torch.manual_seed(1)
     again = world.infer(blind)
     assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
-    losses, state, _ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
+    losses, state, *_ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
     assert {"vector", "image"} <= set(losses)
     assert world.features(state).shape[-1] == world.rssm.feat + 5
 
@@ -403,8 +403,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     )
     batch = make_batch(dreamer.world, **({"image": (16, 16, 3)} if image else {}))
     reward = combine_rewards(batch["reward"], dreamer.reward)
-    losses, state, _ = dreamer.world.loss(batch, reward)
-    feat = dreamer.world.features(state, detach=True)
+    losses, state, feat, _ = dreamer.world.loss(batch, reward)
     flags = batch["is_last"], batch["is_terminal"]
     losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
     losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
@@ -419,7 +418,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
 def test_the_probe_teaches_itself_alone(make_dreamer, make_batch):
     dreamer = make_dreamer()
     batch = make_batch(dreamer.world, agent0=(3,), agent1=(2,), image=(16, 16, 3))
-    _, state, _ = dreamer.world.loss(batch, combine_rewards(batch["reward"], "mean"))
+    _, state, *_ = dreamer.world.loss(batch, combine_rewards(batch["reward"], "mean"))
     feat = dreamer.world.features(state)
     loss = dreamer.probe.loss(feat, batch["image"])
     pixels = (dreamer.probe(feat) - batch["image"] / 255).square()
@@ -437,8 +436,8 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     torch.manual_seed(1)
     reward = {"mean": batch["reward"].mean(-1, True), "sum": batch["reward"].sum(-1, True)}
     reward = reward.get(mode, batch["reward"])
-    parts, inferred, _ = twin.world.loss(batch, reward)
-    feat, flags = twin.world.features(inferred), (batch["is_last"], batch["is_terminal"])
+    parts, inferred, feat, _ = twin.world.loss(batch, reward)
+    flags = batch["is_last"], batch["is_terminal"]
     parts["repval"] = twin.behavior.replay_loss(feat, reward, *flags)
     parts |= twin.behavior.loss(twin.world, inferred, flags[1])[0]
     means = {name: part.mean().item() for name, part in parts.items()}

@@ -266,7 +266,7 @@ def test_multi_encoder_joins_vectors_and_image():
 def test_multi_decoder_loss_against_brute_force():
     decoder, obs, feat = MultiDecoder(SHAPES, 6, 8, 1, 2), make_obs(2, 3), torch.randn(2, 3, 6)
     vectors, image = decoder.vectors(feat), decoder.cnn(feat)
-    losses = decoder.loss(feat, obs)
+    losses = decoder.loss(feat, vectors, obs)
     assert set(losses) == {"vector", "image"}
     truth = [[*obs["agent0"][b, t], *obs["agent1"][b, t]] for b in range(2) for t in range(3)]
     for row, (b, t) in enumerate((b, t) for b in range(2) for t in range(3)):
