@@ -44,6 +44,8 @@ def check_values(config: Config) -> None:
     for key in _AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise UserError(f"--{key} {getattr(config, key)}: expected 1 or more")
+    if config.train_restart < 0:
+        raise UserError(f"--train_restart {config.train_restart}: expected 0 or more")
     for key in ("mlp_keys", "cnn_keys", "predict_keys"):
         try:
             re.compile(getattr(config, key))

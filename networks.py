@@ -382,7 +382,10 @@ class MultiEncoder(nn.Module):
 
 
 class MultiDecoder(nn.Module):
-    """Predicts the observations back from features: a dict like the encoder's input."""
+    """Predicts observations back from features: the vectors by one MLP, the image by another net.
+
+    `shapes` maps the key of an observation to its shape, as for `MultiEncoder`.
+    """
 
     def __init__(
         self,
@@ -403,7 +406,7 @@ class MultiDecoder(nn.Module):
             self.cnn = ImageDecoder(inputs, shapes["image"][0], depth)
 
     def vectors(self, feat: Tensor) -> Tensor:
-        """The vectors of all agents head to tail, as symlog values; of width 0 if none is seen."""
+        """The vectors of all agents head to tail, as symlog values; of width 0 if none."""
         return self.mlp(feat) if self.sizes else feat[..., :0]
 
     def loss(self, feat: Tensor, vectors: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -245,6 +245,7 @@ ERRORS = [
     (["--rssm.classes", "1000"], "classes"),
     (["--image_size", "50"], "image_size"),
     (["--dataset_size", "10"], "dataset_size"),
+    (["--train_restart", "-1"], "train_restart -1: expected 0 or more"),
     (["--offline_traindir", "nowhere"], "nowhere"),
     (["--eval_only", "True"], "config.yaml|latest.pt"),
     (["stray"], "stray"),
