@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from distributions import symexp, symlog
 from models import ImagBehavior
-from networks import RSSM, RewardHead, TwoHotHead, symexp, symlog
+from networks import RSSM, RewardHead, TwoHotHead
 from optimizer import LaProp
 
 AGENTS, ROWS = 3, 6_400  # what the team sees anew after every --period updates

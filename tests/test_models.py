@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
+from distributions import TwoHot
 from latents import OneHots
 from models import (
     Dreamer,
@@ -21,7 +22,6 @@ from models import (
     kl_losses,
     lambda_return,
 )
-from networks import TwoHot
 
 SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
 SCALES |= {"actor": 0.7, "value": 1.2, "repval": 0.3}

@@ -6,27 +6,29 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical, Normal
 
+from distributions import (
+    BoundedNormal,
+    OneHotActions,
+    TwoHot,
+    symexp,
+    symexp_bins,
+    symlog,
+    two_hot,
+)
 from networks import (
     MLP,
     RSSM,
     Actors,
     BlockLinear,
-    BoundedNormal,
     Head,
     ImageDecoder,
     ImageEncoder,
     MultiDecoder,
     MultiEncoder,
-    OneHotActions,
     RewardHead,
     TeamView,
-    TwoHot,
     TwoHotHead,
     init_weights,
-    symexp,
-    symexp_bins,
-    symlog,
-    two_hot,
 )
 
 SIZES = (1, 3, 2)  # action widths of three agents

@@ -1,0 +1,116 @@
+"""What heads and actors predict, as distributions: numbers, and the actions of all agents.
+
+Shapes use the symbols of `networks.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """Compress large magnitudes: sign(x) ln(1 + |x|) (Hafner et al., arXiv 2301.04104)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def symexp_bins(count: int = 255, limit: float = 20.0) -> Tensor:
+    """Bin centres (count,), symexp-spaced and exactly symmetric about a zero in the middle."""
+    positive = symexp(torch.linspace(0.0, limit, count // 2 + 1))
+    return torch.cat([-positive[1:].flip(0), positive])
+
+
+def two_hot(x: Tensor, bins: Tensor) -> Tensor:
+    """Spread each number over its two neighbouring bins so that the mean is the number.
+
+    x (...) becomes (..., len(bins)). Numbers outside the bins go to the outermost bin.
+    """
+    x = x.clamp(bins[0], bins[-1])
+    above = torch.searchsorted(bins, x.contiguous()).clamp(1, len(bins) - 1)
+    low, high = bins[above - 1], bins[above]
+    weight = ((x - low) / (high - low)).unsqueeze(-1)
+    target = x.new_zeros(*x.shape, len(bins))
+    target.scatter_(-1, above.unsqueeze(-1) - 1, 1 - weight)
+    return target.scatter_(-1, above.unsqueeze(-1), weight)
+
+
+class TwoHot:
+    """A number predicted as a categorical over symexp-spaced bins; logits (..., bins)."""
+
+    def __init__(self, logits: Tensor, bins: Tensor):
+        self.logits, self.bins = logits.float(), bins
+
+    @property
+    def mean(self) -> Tensor:
+        """The expectation (...), summed from the outside in so that equal tails cancel exactly."""
+        weighted = self.logits.softmax(-1) * self.bins
+        half = len(self.bins) // 2
+        pairs = weighted[..., :half] + weighted[..., half + 1 :].flip(-1)
+        return pairs.sum(-1) + weighted[..., half]
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy (...) against numbers (...), which get no gradient."""
+        target = two_hot(target.detach().float(), self.bins)
+        return -(target * self.logits.log_softmax(-1)).sum(-1)
+
+
+class BoundedNormal:
+    """Continuous actions of N agents: a normal with its mean inside (-1, 1).
+
+    mean, log-width (..., N, A); mask (N, A) is 1 where an agent has that action. Samples may leave
+    [-1, 1]: the environment and the RSSM bound them alike (see `RSSM.bound_action`).
+    """
+
+    def __init__(self, mean: Tensor, width: Tensor, mask: Tensor, min_std: float, max_std: float):
+        std = (max_std - min_std) * torch.sigmoid(width.float() + 2.0) + min_std
+        self.mean, self.mask = torch.tanh(mean.float()) * mask, mask
+        self.normal = torch.distributions.Normal(self.mean, std, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self) -> Tensor:
+        """(..., N, A), with the gradient of mean and width."""
+        return self.normal.rsample() * self.mask
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(..., N): the log-probability of each agent's own action."""
+        return (self.normal.log_prob(action) * self.mask).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(..., N)"""
+        return (self.normal.entropy() * self.mask).sum(-1)
+
+
+class OneHotActions:
+    """Discrete actions of N agents; logits (..., N, A), mask (N, A) is 1 for actions that exist."""
+
+    def __init__(self, logits: Tensor, mask: Tensor, mix: float):
+        probs = logits.float().masked_fill(mask == 0, -torch.inf).softmax(-1)
+        uniform = mask / mask.sum(-1, keepdim=True)
+        self.probs, self.mask = (1 - mix) * probs + mix * uniform, mask
+        self.log_probs = torch.where(mask > 0, self.probs, 1.0).log()
+
+    @property
+    def mode(self) -> Tensor:
+        return F.one_hot(self.probs.argmax(-1), self.probs.shape[-1]).float()
+
+    def sample(self) -> Tensor:
+        """One-hot (..., N, A), with the straight-through gradient of the probabilities."""
+        noise = torch.empty_like(self.probs).exponential_()
+        index = (self.probs.detach() / noise).argmax(-1)
+        one_hot = F.one_hot(index, self.probs.shape[-1]).float()
+        return one_hot + (self.probs - self.probs.detach())
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(..., N): the log-probability of each agent's own action."""
+        return (self.log_probs * action).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(..., N)"""
+        return -(self.probs * self.log_probs).sum(-1)
