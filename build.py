@@ -12,8 +12,8 @@ from tools import UserError
 LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world model's state
 # What must not change between a run and its resumption.
 FIXED = (
-    *("task", "discrete", "scenario", "reward", "image_size", "mlp_keys", "cnn_keys"),
-    *("predict_keys", "time_limit", "action_repeat"),
+    *("task", "discrete", "scenario", "reward", "image_size", "image_shades"),
+    *("mlp_keys", "cnn_keys", "predict_keys", "time_limit", "action_repeat"),
     *("units", "layers", "head_layers", "norm", "cnn_depth"),
     "rssm",
     "probe.depth",
@@ -108,6 +108,7 @@ def make_env(
         config.discrete,
         config.scenario.as_dict(),
         config.train_restart if training else 0,
+        config.image_shades,
     )
 
 

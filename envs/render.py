@@ -38,15 +38,17 @@ def render(
     size: int | tuple[int, int] = 64,
     copies: int | None = None,
     follow: int | None = None,
+    shades: bool = False,
     legible: bool = False,
 ) -> Tensor:
     """Draw the current state of a `vmas.Environment`.
 
     The camera is that of `Environment.render`: it zooms out to fit all agents, or stays on the
     agent whose index is `follow`. Where the picture's aspect is not the viewer's, the view is
-    widened, never cropped or stretched. `copies` draws only the first so many. `legible` is for
-    people: thicker strokes, opaque agents in shades that tell those of one colour apart, lidar
-    faint and beneath, halos around goals.
+    widened, never cropped or stretched. `copies` draws only the first so many. `shades` tells
+    agents, and round landmarks, of one colour apart, which look alike in VMAS. `legible` is for
+    people: opaque agents in such shades, thicker strokes, lidar faint and beneath, halos around
+    goals.
     An entity whose position is not finite is left out.
 
     Returns uint8 (B, h, w, 3) on the simulator's device. Raises ValueError on a bad argument.
@@ -57,7 +59,7 @@ def render(
     )
     with torch.no_grad():
         camera = _camera(simulator, height, width, copies, follow)
-        shapes = _scene(simulator, copies, legible)
+        shapes = _scene(simulator, copies, shades, legible)
         if legible:
             camera.pen = max(camera.pen, LEGIBLE_PEN)
         draw(frames, shapes, camera)
@@ -110,7 +112,7 @@ def _camera(sim: Any, height: int, width: int, copies: int, follow: int | None) 
     return Camera(height, width, scale, left, top, largest, min(width / view_w, height / view_h))
 
 
-def _scene(sim: Any, copies: int, legible: bool) -> list[Shape]:
+def _scene(sim: Any, copies: int, shades: bool, legible: bool) -> list[Shape]:
     """What is drawn, from back to front."""
     shapes = _boundary(sim, copies)
     if sim.scenario.plot_grid:
@@ -119,7 +121,7 @@ def _scene(sim: Any, copies: int, legible: bool) -> list[Shape]:
         alpha = torch.full((copies,), 0.3, device=sim.device)
         shapes.append(Shape("grid", corner, half, BLACK, alpha, stroke=1.0))
     shapes += extras(sim.scenario, copies, sim.device)
-    shapes += _entities(sim, copies, legible)
+    shapes += _entities(sim, copies, shades, legible)
     # OpenGL keeps the width of the last line, and so VMAS's outlines have it, across frames too
     pen = next((s.stroke for s in reversed(shapes) if s.stroke is not None), 2.0)
     for shape in shapes:
@@ -150,7 +152,7 @@ def _boundary(sim: Any, copies: int) -> list[Shape]:
     return shapes
 
 
-def _entities(sim: Any, copies: int, legible: bool) -> list[Shape]:
+def _entities(sim: Any, copies: int, shades: bool, legible: bool) -> list[Shape]:
     """Landmarks and agents, each agent followed by its lidar's rays and its action's arrow."""
     entities = sim.world.entities
     spots = torch.stack([e.state.pos[:copies] for e in entities], 1).float()  # (B, E, 2)
@@ -159,13 +161,16 @@ def _entities(sim: Any, copies: int, legible: bool) -> list[Shape]:
     spots = spots.nan_to_num(0.0, 0.0, 0.0)
     turns = torch.stack([e.state.rot[:copies, 0] for e in entities], 1).float()  # (B, E)
     turns = turns.nan_to_num(0.0, 0.0, 0.0)
-    shades = _shades(entities) if legible else {}
+    agents = [entity for entity in entities if _is_agent(entity)]
+    marks = [entity for entity in entities if entity not in agents and _is_round(entity)]
+    told = (_shades(agents) if shades or legible else {}) | (_shades(marks) if shades else {})
     under, shapes = [], []
     for i, entity in enumerate(entities):
         spot, turn, shown = spots[:, i : i + 1], turns[:, i : i + 1], seen[:, i].float()
         color, alpha = _color(entity, copies, spot.device)
+        color = told.get(entity.name, color)
         if legible and _is_agent(entity):
-            color, alpha = shades.get(entity.name, color), 1.0
+            alpha = 1.0
         shapes.append(_body(entity.shape, spot, turn, color, shown * alpha))
         if legible and _is_goal(entity):
             under += _halo(shapes[-1], 0.03 * float(sim.scenario.viewer_zoom))
@@ -228,14 +233,15 @@ def _arrow(spot: Tensor, tip: Tensor, color: Any, shown: Tensor) -> Shape:
 
 
 def _shades(entities: list[Any]) -> dict[str, tuple[float, ...]]:
-    """Colours by which agents of one colour are told apart: darker to lighter, hue turned a bit."""
-    teams: dict[tuple[float, ...], list[str]] = {}
+    """Colours by which entities of one colour are told apart: darker to lighter, hue turned."""
+    alike: dict[tuple[float, ...], list[str]] = {}
     for entity in entities:
-        if _is_agent(entity) and not isinstance(entity.color, Tensor):
-            teams.setdefault(tuple(entity.color), []).append(entity.name)
+        if not isinstance(entity.color, Tensor):
+            alike.setdefault(tuple(entity.color), []).append(entity.name)
     shades = {}
-    for color, names in teams.items():
+    for color, names in alike.items():
         hue, _, saturation = colorsys.rgb_to_hls(*color[:3])
+        saturation = max(saturation, 0.5)  # greys differ by more than their lightness
         for i, name in enumerate(names if len(names) > 1 else []):
             turn = i / (len(names) - 1) - 0.5
             rgb = colorsys.hls_to_rgb((hue - 0.18 * turn) % 1, 0.5 + 0.36 * turn, saturation)
@@ -250,7 +256,11 @@ def _is_agent(entity: Any) -> bool:
 def _is_goal(entity: Any) -> bool:
     """Whether this is a round mark on the ground, the look of a goal in VMAS."""
     fixed = not (entity.collide or entity.movable or _is_agent(entity))
-    return fixed and hasattr(entity.shape, "radius")
+    return fixed and _is_round(entity)
+
+
+def _is_round(entity: Any) -> bool:
+    return hasattr(entity.shape, "radius")
 
 
 def _halo(goal: Shape, gap: float) -> list[Shape]:

@@ -74,6 +74,7 @@ class Vmas:
         action_repeat: simulator steps per action; their rewards are summed.
         discrete: one-hot actions instead of continuous ones in [-1, 1].
         scenario_args: keyword arguments of the scenario.
+        image_shades: whether images tell agents of one colour apart, by shades of it.
 
     Raises:
         ScenarioError: for an unknown scenario or argument, or a scenario that VMAS cannot build.
@@ -91,10 +92,11 @@ class Vmas:
         discrete: bool = False,
         scenario_args: dict | None = None,
         restart_from: int = 0,
+        image_shades: bool = False,
     ):
         self.num_envs = num_envs
         self.device = torch.device(device)
-        self.image_size = image_size
+        self.image_size, self._shades = image_size, image_shades
         self.discrete = discrete
         self._action_repeat = action_repeat
         self._time_limit, self._restart_from = time_limit, restart_from
@@ -185,7 +187,7 @@ class Vmas:
     ) -> Tensor:
         """Draw the current scenes as (B, h, w, 3) uint8; see `envs.render.render`."""
         size = size or self.image_size or 64
-        return render(self.simulator, size, copies=copies, follow=follow, legible=legible)
+        return render(self.simulator, size, copies, follow, self._shades, legible)
 
     @property
     def ended(self) -> bool:

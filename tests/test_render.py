@@ -173,6 +173,28 @@ def test_a_legible_picture_tells_agents_apart_and_marks_goals():
     assert plain[halo].tolist() == [255] * 3 and clear[halo].max() < 255
 
 
+def test_shades_tell_agents_and_round_landmarks_apart():
+    env = make(copies=1)
+    for row, entities in ((0.9, env.agents), (-0.9, env.world.landmarks)):
+        for i, entity in enumerate(entities):
+            entity.set_pos(torch.tensor([[i - 1.0, row]]), None)
+    plain, shaded = render(env, 288)[0], render(env, 288, shades=True)[0]  # 100 pixels a unit
+    for row in (54, 234):
+        assert len({tuple(plain[row, col].tolist()) for col in (44, 144, 244)}) == 1
+        assert len({tuple(shaded[row, col].tolist()) for col in (44, 144, 244)}) == 3
+    assert torch.equal((plain < 255).any(-1), (shaded < 255).any(-1))  # the same shapes
+
+
+@pytest.mark.parametrize("scenario", ["wheel", "balance", "transport"])
+def test_shades_leave_lone_colours_and_walls_alone(scenario):
+    env = make(scenario)
+    for i, agent in enumerate(env.agents):
+        agent.color = (0.1 * i, 0.5, 0.5)
+    for other in env.world.landmarks:
+        other.color = (0.3, 0.3, 0.3) if not hasattr(other.shape, "radius") else other.color
+    assert torch.equal(render(env), render(env, shades=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

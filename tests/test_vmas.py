@@ -366,6 +366,16 @@ def test_images_show_the_rows_own_scenes(counting):
     assert Vmas("simple", 2).render().shape == (2, 64, 64, 3)
 
 
+def test_shades_are_in_the_rows_and_change_nothing_else():
+    plain, shaded = (
+        Vmas("simple_spread", 2, image_size=64, image_shades=shades) for shades in (False, True)
+    )
+    rows = plain.reset(), shaded.reset()
+    assert not torch.equal(rows[0].pop("image"), rows[1]["image"])
+    assert torch.equal(rows[1].pop("image"), shaded.render())
+    torch.testing.assert_close(*rows, rtol=0, atol=0)
+
+
 def global_state() -> list:
     """The states that everybody else draws from, users of plain VMAS included."""
     states = [torch.get_rng_state(), np.random.get_state(), random.getstate()]
