@@ -14,7 +14,7 @@ LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world mode
 FIXED = (
     *("task", "discrete", "scenario", "reward", "image_size", "image_shades"),
     *("mlp_keys", "cnn_keys", "predict_keys", "time_limit", "action_repeat"),
-    *("units", "layers", "head_layers", "norm", "cnn_depth"),
+    *("units", "layers", "head_layers", "norm", "cnn_depth", "cnn_points"),
     "rssm",
     "probe.depth",
 )
@@ -44,8 +44,9 @@ def check_values(config: Config) -> None:
     for key in _AT_LEAST_ONE:
         if getattr(config, key) < 1:
             raise UserError(f"--{key} {getattr(config, key)}: expected 1 or more")
-    if config.train_restart < 0:
-        raise UserError(f"--train_restart {config.train_restart}: expected 0 or more")
+    for key in ("train_restart", "cnn_points"):
+        if getattr(config, key) < 0:
+            raise UserError(f"--{key} {getattr(config, key)}: expected 0 or more")
     for key in ("mlp_keys", "cnn_keys", "predict_keys"):
         try:
             re.compile(getattr(config, key))
@@ -115,20 +116,24 @@ def make_env(
 def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     """The networks for this environment, on its device."""
     vectors = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
-    shapes = {key: shape for key, shape in vectors.items() if re.fullmatch(config.mlp_keys, key)}
-    if env.image_size:
-        shapes["image"] = (env.image_size, env.image_size, 3)
-    if not shapes:
+    image = {"image": (env.image_size, env.image_size, 3)} if env.image_size else {}
+    seen = _matching(vectors, config.mlp_keys) | image
+    if not seen:
         raise UserError("mlp_keys and cnn_keys match nothing: expected 'agent\\d+' or 'image'")
-    more = {key: shape for key, shape in vectors.items() if re.fullmatch(config.predict_keys, key)}
+    predicted = _matching(vectors | image, config.predict_keys)
+    if not predicted:
+        raise UserError(
+            f"--predict_keys {config.predict_keys}: matches none of {', '.join(vectors | image)}"
+        )
     rewards = env.n_agents if config.reward == "agent" else 1
     sizes = {"units": config.units, "layers": config.layers}
     world = WorldModel(
-        shapes,
+        seen,
         (env.n_agents, env.action_width),
         rewards,
-        predicted_shapes=shapes | more,
+        predicted_shapes=predicted,
         cnn_depth=config.cnn_depth,
+        cnn_points=config.cnn_points,
         kl_free=config.kl_free,
         head_layers=config.head_layers,
         norm=config.norm,
@@ -154,10 +159,14 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
         slow_rate=config.critic.slow_rate,
     )
     probe = None
-    if config.probe.envs and not env.image_size:
+    if config.probe.envs and not world.decoder.image:
         probe = ImageProbe(world.feat, config.image_size, config.probe.depth)
     dreamer = Dreamer(world, behavior, probe, config.reward, config.loss_scales.as_dict())
     return dreamer.to(env.device)
+
+
+def _matching(shapes: dict[str, tuple], pattern: str) -> dict[str, tuple]:
+    return {key: shape for key, shape in shapes.items() if re.fullmatch(pattern, key)}
 
 
 def row_spaces(config: Config, env: Vmas, image: bool) -> dict[str, tuple]:

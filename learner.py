@@ -45,7 +45,8 @@ class Learner:
     def learn(self, recorder: Recorder) -> dict[str, Tensor]:
         """One update, of the image head too when its turn comes; the metrics are on the device."""
         metrics = self.update(recorder.replay, self.batch, self.length)
-        if self.updates % self.probe.every == 0 and recorder.can_draw(self.length):
+        turn = self.dreamer.probe is not None and self.updates % self.probe.every == 0
+        if turn and recorder.can_draw(self.length):
             few = self.probe.batch_size
             drawn = self.update_probe(recorder.pictures, few, self.length)
             skipped = torch.maximum(metrics["skipped_updates"], drawn["skipped_updates"])

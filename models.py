@@ -110,10 +110,11 @@ class WorldModel(nn.Module):
         head_layers: int = 1,
         norm: bool = True,
         predicted_shapes: dict[str, tuple[int, ...]] | None = None,
+        cnn_points: int = 0,
     ):
         super().__init__()
         self.kl_free = kl_free
-        self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth, norm)
+        self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth, norm, cnn_points)
         self.rssm = RSSM(
             self.encoder.outputs,
             action_shape[0] * action_shape[1],

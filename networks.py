@@ -199,15 +199,21 @@ def _conv(layer: nn.Module, inputs: int, kernel: int) -> nn.Module:
     return layer
 
 
+def _channel_activation(channels: int, norm: bool) -> list[nn.Module]:
+    return [ChannelNorm(channels), nn.SiLU()] if norm else [nn.SiLU()]
+
+
 class ImageEncoder(nn.Sequential):
     """Square uint8 images (B, size, size, 3) to (B, outputs) by strided convolutions."""
 
-    def __init__(self, size: int, depth: int, mults: Sequence[int] = (2, 3, 4, 4)):
+    def __init__(
+        self, size: int, depth: int, norm: bool = True, mults: Sequence[int] = (2, 3, 4, 4)
+    ):
         widths = [3] + [depth * mult for mult in mults]
         parts = []
         for inputs, outputs in pairwise(widths):
             conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
-            parts += [_conv(conv, inputs, 4), ChannelNorm(outputs), nn.SiLU()]
+            parts += [_conv(conv, inputs, 4), *_channel_activation(outputs, norm)]
         super().__init__(*parts, nn.Flatten())
         self.outputs = widths[-1] * (size >> len(mults)) ** 2
 
@@ -215,10 +221,53 @@ class ImageEncoder(nn.Sequential):
         return super().forward(image.movedim(-1, 1).float() / 255 - 0.5)
 
 
-class ImageDecoder(nn.Module):
-    """Features (..., F) to the mean of square images (..., size, size, 3) in (0, 1)."""
+class KeypointEncoder(nn.Module):
+    """Square uint8 images (B, size, size, 3) to where `points` learned marks are (B, outputs).
 
-    def __init__(self, inputs: int, size: int, depth: int, mults: Sequence[int] = (2, 3, 4, 4)):
+    Spatial softmax (Levine et al., 2016, arXiv 1504.00702): a mark is a map of a small CNN; passed
+    on are its expected column and row, in [-1, 1], and how strong it is there. A CNN that flattens
+    its maps learns replayed scenes by heart; what this one learns about a place holds everywhere
+    (benchmarks/README.md). It sees how far pixels are from white, the background of scenes.
+    """
+
+    SHARPNESS = 20.0  # of the softmax; a map at the start spreads over the whole image otherwise
+
+    def __init__(self, size: int, depth: int, points: int):
+        super().__init__()
+        self.cnn = nn.Sequential(
+            _conv(nn.Conv2d(3, 2 * depth, 4, stride=2, padding=1), 3, 4),
+            nn.SiLU(),
+            _conv(nn.Conv2d(2 * depth, points, 4, stride=2, padding=1), 2 * depth, 4),
+        )
+        side = size // 4
+        spots = torch.linspace(-1, 1, side)
+        rows, columns = torch.meshgrid(spots, spots, indexing="ij")
+        grid = torch.stack([columns.flatten(), rows.flatten()], -1)  # (side^2, 2)
+        self.register_buffer("grid", grid, persistent=False)
+        self.outputs = 3 * points
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.cnn(1 - image.movedim(-1, 1).float() / 255).float().flatten(2)
+        share = torch.softmax(self.SHARPNESS * maps, -1)  # (B, points, side^2)
+        strength = (share * maps).sum(-1, keepdim=True)
+        return torch.cat([share @ self.grid, strength], -1).flatten(1)
+
+
+class ImageDecoder(nn.Module):
+    """Features (..., F) to the mean of square images (..., size, size, 3) in (0, 1).
+
+    They start nearly white, as most of a scene is: from gray, the first losses would be a hundred
+    times the later ones.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        size: int,
+        depth: int,
+        norm: bool = True,
+        mults: Sequence[int] = (2, 3, 4, 4),
+    ):
         super().__init__()
         widths = [depth * mult for mult in reversed(mults)] + [3]
         side = size >> len(mults)
@@ -229,7 +278,8 @@ class ImageDecoder(nn.Module):
         for here, after in pairwise(widths):
             # A stride of 2 lets a quarter of the 4 x 4 kernel reach each output.
             conv = _conv(nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), here, 2)
-            parts += [ChannelNorm(here), nn.SiLU(), conv]
+            parts += [*_channel_activation(here, norm), conv]
+        nn.init.constant_(parts[-1].bias, 3.0)  # sigmoid(3) is 0.95
         self.convs = nn.Sequential(*parts)
 
     def forward(self, feat: Tensor) -> Tensor:
@@ -240,8 +290,9 @@ class ImageDecoder(nn.Module):
 class MultiEncoder(nn.Module):
     """All that the team sees, as one embedding (..., E).
 
-    The vectors of all agents go through one MLP after symlog, the image through convolutions.
-    `shapes` maps the key of an observation to its shape.
+    The vectors of all agents go through one MLP after symlog, the image through convolutions, or,
+    with `points`, through that many keypoints and an MLP. `shapes` maps the key of an observation
+    to its shape.
     """
 
     def __init__(
@@ -251,6 +302,7 @@ class MultiEncoder(nn.Module):
         layers: int,
         depth: int,
         norm: bool = True,
+        points: int = 0,
     ):
         super().__init__()
         self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
@@ -260,8 +312,12 @@ class MultiEncoder(nn.Module):
             self.mlp = MLP(inputs, units, layers, norm)
             self.outputs += units
         self.image = "image" in shapes
-        if self.image:
-            self.cnn = ImageEncoder(shapes["image"][0], depth)
+        if self.image and points:
+            seen = KeypointEncoder(shapes["image"][0], depth, points)
+            self.cnn = nn.Sequential(seen, MLP(seen.outputs, units, layers, norm))
+            self.outputs += units
+        elif self.image:
+            self.cnn = ImageEncoder(shapes["image"][0], depth, norm)
             self.outputs += self.cnn.outputs
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
@@ -296,7 +352,7 @@ class MultiDecoder(nn.Module):
             self.mlp = Head(inputs, units, layers, (outputs,), 1.0, norm)
         self.image = "image" in shapes
         if self.image:
-            self.cnn = ImageDecoder(inputs, shapes["image"][0], depth)
+            self.cnn = ImageDecoder(inputs, shapes["image"][0], depth, norm)
 
     def vectors(self, feat: Tensor) -> Tensor:
         """The vectors of all agents head to tail, as symlog values; of width 0 if none."""

@@ -14,7 +14,10 @@ from tools import UserError
 
 
 class Recorder:
-    """Where rows go: the replay, the folder of episodes, and the few with images for the probe."""
+    """Where rows go: the replay, the folder of episodes, and a few with images for the probe.
+
+    Where the rows of the replay have images, the probe learns from those.
+    """
 
     def __init__(self, config: Config, env: Vmas, logdir: Path):
         spaces = row_spaces(config, env, image=bool(env.image_size))
@@ -48,8 +51,8 @@ class Recorder:
         return rings | {"pictures": self.pictures} if self.pictured else rings
 
     def can_draw(self, length: int) -> bool:
-        """Whether there are pictures of their own to teach the probe with."""
-        return self.pictured > 0 and self.pictures.steps_per_copy > length
+        """Whether there are rows enough to teach the probe with."""
+        return self.pictures.steps_per_copy > length
 
     def load(self, dreamer: Dreamer, folder: str = "", chunk: int = 64) -> None:
         """Take up this run's episodes, or those of `folder`; latents are inferred anew.

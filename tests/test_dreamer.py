@@ -131,13 +131,18 @@ def test_learning_from_recorded_episodes_takes_no_environment_steps(finished, tm
     assert last["step"] == 240 and last["vector_loss"] > 0 and "eval_return" in last
 
 
-def test_the_world_model_can_see_images_alone(tmp_path):
-    run(tmp_path, "--configs", "vmas", "debug", "--steps", "240", "--task", "vmas_balance")
-    logged = set().union(*metrics(tmp_path))
-    assert "image_loss" in logged and "vector_loss" not in logged
-    run(tmp_path / "more", "--configs", "vmas", "debug", "--steps", "240", "--predict_keys", ".*")
-    assert {"image_loss", "vector_loss"} <= set().union(*metrics(tmp_path / "more"))
-    path = next(iter((tmp_path / "train_eps").glob("*.npz")))
+def test_the_world_model_sees_images_alone_and_predicts_what_predict_keys_say(tmp_path):
+    flags = ("--configs", "vmas", "debug", "--steps", "240", "--task", "vmas_balance")
+    cases = {
+        "told": ((), {"vector_loss", "image_loss", "probe_grad_norm"}),
+        "alone": (("--predict_keys", "image"), {"image_loss"}),
+        "both": (("--predict_keys", ".*"), {"vector_loss", "image_loss"}),
+    }
+    for name, (more, expected) in cases.items():
+        run(tmp_path / name, *flags, *more)
+        logged = set().union(*metrics(tmp_path / name))
+        assert logged & {"vector_loss", "image_loss", "probe_grad_norm"} == expected
+    path = next(iter((tmp_path / "told" / "train_eps").glob("*.npz")))
     with np.load(path, allow_pickle=False) as episode:
         assert episode["image"].shape[1:] == (64, 64, 3)
 
@@ -241,6 +246,9 @@ ERRORS = [
     (["--imag_gradient", "both"], "dynamics"),
     (["--mlp_keys", "("], "mlp_keys"),
     (["--mlp_keys", "^$"], "mlp_keys"),
+    (["--predict_keys", "agent_0"], "agent_0: matches none of agent0, agent1, agent2"),
+    (["--predict_keys", "image"], "image: matches none of agent0"),
+    (["--cnn_points", "-1"], "cnn_points -1: expected 0 or more"),
     (["--rssm.deter", "30", "--rssm.blocks", "8"], "deter"),
     (["--rssm.classes", "1000"], "classes"),
     (["--image_size", "50"], "image_size"),

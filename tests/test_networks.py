@@ -23,6 +23,7 @@ from networks import (
     Head,
     ImageDecoder,
     ImageEncoder,
+    KeypointEncoder,
     MultiDecoder,
     MultiEncoder,
     RewardHead,
@@ -247,6 +248,49 @@ def test_image_encoder_and_decoder_shapes_and_ranges(size):
     assert drawn.shape == (2, 4, size, size, 3) and drawn.min() > 0 and drawn.max() < 1
 
 
+def test_keypoints_are_where_the_marks_are():
+    encoder = KeypointEncoder(64, 2, 5)
+    for part in (encoder.cnn[0], encoder.cnn[2]):
+        torch.nn.init.constant_(part.weight, 0.1)  # every map is high where there is ink
+    image = torch.full((3, 64, 64, 3), 255, dtype=torch.uint8)
+    spots = [(4, 9), (11, 2)]  # column and row, on the map of 16 x 16
+    for b, (column, row) in enumerate(spots):
+        image[b, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
+    points = encoder(image).view(3, 5, 3)
+    for b, (column, row) in enumerate(spots):
+        expected = torch.tensor([column, row]) / 7.5 - 1
+        assert torch.allclose(points[b, :, :2], expected.expand(5, 2), atol=0.02)
+    assert torch.allclose(points[2], torch.zeros(5, 3), atol=1e-5)  # nothing is drawn
+    assert (points[:2, :, 2] > 1).all()
+
+
+@pytest.mark.parametrize("points", [0, 16])
+def test_keypoints_hold_for_places_never_shown(points):
+    """A read-out of places learned in three corners fits the fourth; a flat one's does not."""
+    torch.manual_seed(0)
+
+    def scenes(count):
+        spots = torch.randint(8, 56, (count, 2))
+        image = torch.full((count, 64, 64, 3), 255, dtype=torch.uint8)
+        for picture, (column, row) in zip(image, spots, strict=True):
+            picture[row - 3 : row + 3, column - 3 : column + 3, 0] = 0
+        return image, spots / 32 - 1
+
+    image, spots = scenes(600)
+    hidden = (spots > 0).all(-1)
+    cnn = KeypointEncoder(64, 4, points) if points else ImageEncoder(64, 4)
+    net = torch.nn.Sequential(cnn, torch.nn.Linear(cnn.outputs, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(100):
+        chosen = torch.randint(int((~hidden).sum()), (64,))
+        loss = (net(image[~hidden][chosen]) - spots[~hidden][chosen]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    error = (net(image[hidden]) - spots[hidden]).abs().mean().item()
+    assert error < 0.1 if points else error > 0.2
+
+
 SHAPES = {"agent0": (3,), "image": (16, 16, 3), "agent1": (2,)}
 
 
@@ -255,8 +299,9 @@ def make_obs(*lead):
     return {"agent0": 9 * torch.randn(*lead, 3), "agent1": torch.randn(*lead, 2), "image": image}
 
 
-def test_multi_encoder_joins_vectors_and_image():
-    encoder, obs = MultiEncoder(SHAPES, 8, 1, 2), make_obs(2, 4)
+@pytest.mark.parametrize("points", [0, 4])
+def test_multi_encoder_joins_vectors_and_image(points):
+    encoder, obs = MultiEncoder(SHAPES, 8, 1, 2, points=points), make_obs(2, 4)
     embed = encoder(obs)
     assert embed.shape == (2, 4, encoder.outputs)
     vectors = encoder.mlp(symlog(torch.cat([obs["agent0"], obs["agent1"]], -1)))
