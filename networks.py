@@ -147,19 +147,26 @@ class TeamView(nn.Module):
         self.mlps = nn.ModuleList(MLP(width, units, layers, norm) for width in kinds)
         self.outputs = units * len(kinds)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Vectors head to tail (..., sum of widths), as symlog values, to (..., outputs)."""
-        vectors, pooled = vectors.split(self.widths, -1), []
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors head to tail (..., sum of widths), as symlog values, each and pooled.
+
+        Returns (..., N, units) and (..., outputs).
+        """
+        vectors, each, pooled = vectors.split(self.widths, -1), [], []
         for members, mlp in zip(self.members, self.mlps, strict=True):
-            pooled.append(mlp(torch.stack([vectors[i] for i in members], -2)).amax(-2))
-        return torch.cat(pooled, -1)
+            each.append(mlp(torch.stack([vectors[i] for i in members], -2)))
+            pooled.append(each[-1].amax(-2))
+        order = [i for members in self.members for i in members]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return torch.cat(each, -2)[..., back, :], torch.cat(pooled, -1)
 
 
 class RewardHead(nn.Module):
     """Predicts rewards from features and from a `TeamView` of the vectors at their end.
 
     From the state alone, a head knows the scenes that it was trained on and little of new ones
-    (benchmarks/README.md); without `widths` of vectors, that is what it sees.
+    (benchmarks/README.md); without `widths` of vectors, that is what it sees. With a reward for
+    each agent (`count` is N), one head predicts them all, shown who the agent is and its own view.
     """
 
     def __init__(
@@ -172,18 +179,27 @@ class RewardHead(nn.Module):
         norm: bool = True,
     ):
         super().__init__()
-        self.vectors = sum(widths)
+        self.vectors, self.own = sum(widths), count > 1 and count == len(widths)
         self.view = TeamView(widths, units, 2, norm)
-        self.head = TwoHotHead(
-            inputs - self.vectors + self.view.outputs, units, layers, count, norm
-        )
+        seen = inputs - self.vectors + self.view.outputs
+        if self.own:
+            seen, count = seen + units + count, 1
+        self.head = TwoHotHead(seen, units, layers, count, norm)
 
     def forward(self, feat: Tensor) -> TwoHot:
         """(..., F) to a distribution over (..., count)."""
         if not self.vectors:
             return self.head(feat)
         state, vectors = feat[..., : -self.vectors], feat[..., -self.vectors :]
-        return self.head(torch.cat([state, self.view(vectors)], -1))
+        each, pooled = self.view(vectors)
+        seen = torch.cat([state, pooled], -1)
+        if not self.own:
+            return self.head(seen)
+        agents = each.shape[-2]
+        who = torch.eye(agents, device=feat.device).expand(*each.shape[:-1], agents)
+        seen = seen.unsqueeze(-2).expand(*each.shape[:-1], -1)
+        rewards = self.head(torch.cat([seen, each, who], -1))
+        return TwoHot(rewards.logits.squeeze(-2), rewards.bins)
 
 
 class ChannelNorm(RMSNorm):

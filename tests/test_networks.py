@@ -48,11 +48,12 @@ def test_bins_are_symmetric_and_symexp_spaced():
     bins = symexp_bins()
     assert len(bins) == 255 and bins[127] == 0
     assert torch.equal(bins, -bins.flip(0))
-    assert torch.allclose(symlog(bins), torch.linspace(-20, 20, 255), atol=1e-4)
+    assert torch.allclose(symlog(bins / 0.01), torch.linspace(-20, 20, 255), atol=1e-4)
+    assert bins[128] < 0.002 and bins[-1] > 1e6  # a hundredth of a reward counts, so do millions
 
 
 def test_two_hot_recovers_numbers():
-    bins = symexp_bins(41, 5.0)
+    bins = symexp_bins(41, 5.0, 1.0)
     x = torch.linspace(-140, 140, 999).view(3, 333)
     target = two_hot(x, bins)
     assert target.shape == (3, 333, 41)
@@ -70,7 +71,7 @@ def test_two_hot_spreads_over_neighbours():
 
 
 def test_two_hot_is_one_hot_on_bins_and_beyond_them():
-    bins = symexp_bins(9, 3.0)
+    bins = symexp_bins(9, 3.0, 1.0)
     assert torch.equal(two_hot(bins, bins), torch.eye(9))
     outside = two_hot(torch.tensor([-1e9, -19.1, 19.1, 1e9]), bins)
     assert torch.equal(outside.argmax(-1), torch.tensor([0, 0, 8, 8]))
@@ -84,7 +85,7 @@ def test_two_hot_mean_is_exactly_zero_for_equal_logits(logit):
 
 
 def test_two_hot_mean_and_loss_against_brute_force():
-    bins = symexp_bins(21, 4.0)
+    bins = symexp_bins(21, 4.0, 1.0)
     logits = torch.randn(6, 2, 21)
     number = torch.randn(6, 2) * 20
     prediction = TwoHot(logits, bins)
@@ -334,9 +335,23 @@ def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     wide, narrow = view.mlps
     one, other, last = vectors.split([3, 2, 3], -1)
     expected = torch.cat([torch.maximum(wide(one), wide(last)), narrow(other)], -1)
-    assert torch.allclose(view(vectors), expected, atol=1e-6)
+    each, pooled = view(vectors)
+    assert torch.allclose(pooled, expected, atol=1e-6)
+    assert torch.allclose(each, torch.stack([wide(one), narrow(other), wide(last)], -2), atol=1e-6)
     swapped = torch.cat([last, other, one], -1)
-    assert torch.allclose(view(swapped), expected, atol=1e-6)
+    assert torch.allclose(view(swapped)[1], expected, atol=1e-6)
+
+
+def test_agents_rewards_come_from_one_head_that_is_shown_who_asks(awaken):
+    head, feat = RewardHead(6 + 7, [2, 3, 2], 8, 1, 3), torch.randn(4, 5, 13)
+    awaken(head.head)
+    found = head(feat)
+    assert found.logits.shape == (4, 5, 3, 255)
+    each, pooled = head.view(feat[..., 6:])
+    for agent, who in enumerate(torch.eye(3)):
+        parts = feat[..., :6], pooled, each[..., agent, :], who.expand(4, 5, 3)
+        expected = head.head(torch.cat(parts, -1)).mean[..., 0]
+        assert torch.allclose(found.mean[..., agent], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("widths", [[], [2, 3]])
