@@ -160,7 +160,8 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     )
     probe = None
     if config.probe.envs and not world.decoder.image:
-        probe = ImageProbe(world.feat, config.image_size, config.probe.depth)
+        size, points = config.image_size, config.cnn_points
+        probe = ImageProbe(world.feat, size, config.probe.depth, points, config.units)
     dreamer = Dreamer(world, behavior, probe, config.reward, config.loss_scales.as_dict())
     return dreamer.to(env.device)
 

@@ -18,11 +18,11 @@ from networks import (
     RSSM,
     Actors,
     Head,
-    ImageDecoder,
     MultiDecoder,
     MultiEncoder,
     RewardHead,
     TwoHotHead,
+    make_image_decoder,
 )
 
 State = tuple[Tensor, Tensor]
@@ -128,7 +128,9 @@ class WorldModel(nn.Module):
             norm,
         )
         shapes = predicted_shapes or obs_shapes
-        self.decoder = MultiDecoder(shapes, self.rssm.feat, units, layers, cnn_depth, norm)
+        self.decoder = MultiDecoder(
+            shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
+        )
         widths = list(self.decoder.sizes.values())
         self.feat = self.rssm.feat + sum(widths)
         self.reward = RewardHead(self.feat, widths, units, head_layers, rewards, norm)
@@ -192,12 +194,12 @@ class WorldModel(nn.Module):
 class ImageProbe(nn.Module):
     """Draws what a vector world model believes, without teaching it: features are detached."""
 
-    def __init__(self, inputs: int, size: int, depth: int):
+    def __init__(self, inputs: int, size: int, depth: int, points: int = 0, units: int = 128):
         super().__init__()
-        self.decoder = ImageDecoder(inputs, size, depth)
+        self.decoder = make_image_decoder(inputs, size, depth, points, units, norm=True)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """Features (..., F) to images (..., size, size, 3) in (0, 1)."""
+        """Features (..., F) to images (..., size, size, 3), about (0, 1)."""
         return self.decoder(feat.detach())
 
     def loss(self, feat: Tensor, image: Tensor) -> Tensor:
@@ -445,6 +447,7 @@ class Dreamer(nn.Module):
         feat = self.world.open_loop(batch)
         own = feat[..., : self.world.rssm.feat]
         predicted = self.probe(feat) if self.probe else self.world.decoder.cnn(own)
+        predicted = predicted.clamp(0, 1)
         truth = batch["image"].float() / 255
         error = (predicted - truth + 1) / 2
         video = torch.cat([truth, predicted, error], 2)  # (B, T, 3 * size, size, 3)

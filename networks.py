@@ -13,6 +13,7 @@ Symbols, here and in every other file:
 Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, A).
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -303,6 +304,36 @@ class ImageDecoder(nn.Module):
         return image.movedim(1, -1).unflatten(0, feat.shape[:-1])
 
 
+class KeypointDecoder(nn.Module):
+    """Features (..., F) to the mean of square images (..., size, size, 3), about (0, 1).
+
+    The mirror of `KeypointEncoder` (Jakab et al., 2018, arXiv 1806.07823): an MLP says where marks
+    are and how strong, each becomes a Gaussian on a map of its own, and convolutions turn the
+    maps into what differs from white. There is no sigmoid: near white it would hide pale things.
+    """
+
+    def __init__(self, inputs: int, size: int, depth: int, points: int, units: int):
+        super().__init__()
+        self.places = Head(inputs, units, 2, (points, 3), 1.0, norm=False)
+        self.width = nn.Parameter(torch.full((points, 1), math.log(0.2)))
+        self.register_buffer("spots", torch.linspace(-1, 1, size // 4), persistent=False)
+        self.convs = nn.Sequential(
+            _conv(nn.ConvTranspose2d(points, 2 * depth, 4, stride=2, padding=1), points, 2),
+            nn.SiLU(),
+            _conv(nn.ConvTranspose2d(2 * depth, 3, 4, stride=2, padding=1), 2 * depth, 2),
+        )
+
+    def forward(self, feat: Tensor) -> Tensor:
+        column, row, strength = self.places(feat.flatten(0, -2)).split(1, -1)  # (B, points, 1)
+        across, down = (self._bell(place) for place in (column, row))
+        maps = (strength * down).unsqueeze(-1) * across.unsqueeze(-2)  # (B, points, side, side)
+        image = 1 - self.convs(maps).float()
+        return image.movedim(1, -1).unflatten(0, feat.shape[:-1])
+
+    def _bell(self, place: Tensor) -> Tensor:
+        return torch.exp(-((self.spots - place) / self.width.exp()).square() / 2)
+
+
 class MultiEncoder(nn.Module):
     """All that the team sees, as one embedding (..., E).
 
@@ -346,10 +377,19 @@ class MultiEncoder(nn.Module):
         return torch.cat(parts, -1)
 
 
+def make_image_decoder(
+    inputs: int, size: int, depth: int, points: int, units: int, norm: bool
+) -> nn.Module:
+    """One of keypoints, or without `points` DreamerV3's."""
+    if points:
+        return KeypointDecoder(inputs, size, depth, points, units)
+    return ImageDecoder(inputs, size, depth, norm)
+
+
 class MultiDecoder(nn.Module):
     """Predicts observations back from features: the vectors by one MLP, the image by another net.
 
-    `shapes` maps the key of an observation to its shape, as for `MultiEncoder`.
+    `shapes` maps the key of an observation to its shape, and `points` is as for `MultiEncoder`.
     """
 
     def __init__(
@@ -360,6 +400,7 @@ class MultiDecoder(nn.Module):
         layers: int,
         depth: int,
         norm: bool = True,
+        points: int = 0,
     ):
         super().__init__()
         self.sizes = {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
@@ -368,7 +409,7 @@ class MultiDecoder(nn.Module):
             self.mlp = Head(inputs, units, layers, (outputs,), 1.0, norm)
         self.image = "image" in shapes
         if self.image:
-            self.cnn = ImageDecoder(inputs, shapes["image"][0], depth, norm)
+            self.cnn = make_image_decoder(inputs, shapes["image"][0], depth, points, units, norm)
 
     def vectors(self, feat: Tensor) -> Tensor:
         """The vectors of all agents head to tail, as symlog values; of width 0 if none."""

@@ -23,6 +23,7 @@ from networks import (
     Head,
     ImageDecoder,
     ImageEncoder,
+    KeypointDecoder,
     KeypointEncoder,
     MultiDecoder,
     MultiEncoder,
@@ -292,6 +293,22 @@ def test_keypoints_hold_for_places_never_shown(points):
     assert error < 0.1 if points else error > 0.2
 
 
+def test_keypoints_are_drawn_where_they_are_in_the_colour_they_got():
+    decoder = KeypointDecoder(6, 64, 2, 3, 8)
+    torch.nn.init.zeros_(decoder.places.out.weight)
+    decoder.places.out.bias.data = torch.tensor([[0.5, -0.25, 2.0], [0, 0, 0], [0, 0, 0]]).flatten()
+    torch.nn.init.constant_(decoder.convs[0].weight, 0.1)
+    torch.nn.init.zeros_(decoder.convs[2].weight)
+    decoder.convs[2].weight.data[:, 1] = 0.1  # marks take green away
+    image = decoder(torch.randn(2, 4, 6))
+    assert image.shape == (2, 4, 64, 64, 3)
+    assert torch.equal(image[..., [0, 2]], torch.ones(2, 4, 64, 64, 2))
+    ink = (1 - image[0, 0, ..., 1]).detach()
+    for axis, place in ((1, 0.5), (0, -0.25)):  # columns, rows
+        middle = (ink.sum(1 - axis) * torch.arange(64)).sum() / ink.sum()
+        assert middle.item() == pytest.approx(4 * 7.5 * (place + 1) + 1.5, abs=1.0)
+
+
 SHAPES = {"agent0": (3,), "image": (16, 16, 3), "agent1": (2,)}
 
 
@@ -311,8 +328,10 @@ def test_multi_encoder_joins_vectors_and_image(points):
     assert torch.allclose(one[0], embed[1, 2], atol=1e-5)
 
 
-def test_multi_decoder_loss_against_brute_force():
-    decoder, obs, feat = MultiDecoder(SHAPES, 6, 8, 1, 2), make_obs(2, 3), torch.randn(2, 3, 6)
+@pytest.mark.parametrize("points", [0, 4])
+def test_multi_decoder_loss_against_brute_force(points):
+    decoder, obs = MultiDecoder(SHAPES, 6, 8, 1, 2, points=points), make_obs(2, 3)
+    feat = torch.randn(2, 3, 6)
     vectors, image = decoder.vectors(feat), decoder.cnn(feat)
     losses = decoder.loss(feat, vectors, obs)
     assert set(losses) == {"vector", "image"}
