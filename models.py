@@ -14,16 +14,8 @@ from torch import Tensor, nn
 
 from distributed import concatenate
 from latents import Normals, OneHots
-from networks import (
-    RSSM,
-    Actors,
-    Head,
-    MultiDecoder,
-    MultiEncoder,
-    RewardHead,
-    TwoHotHead,
-    make_image_decoder,
-)
+from networks import RSSM, Actors, Head, RewardHead, TwoHotHead
+from observations import MultiDecoder, MultiEncoder, make_image_decoder
 
 State = tuple[Tensor, Tensor]
 

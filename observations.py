@@ -1,0 +1,238 @@
+"""What goes into the world model and what it predicts: encoders and decoders of vectors and images.
+
+Shapes use the symbols of `networks.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from distributions import symlog
+from networks import MLP, Head, Linear, RMSNorm, init_weights
+
+
+class ChannelNorm(RMSNorm):
+    """RMSNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _conv(layer: nn.Module, inputs: int, kernel: int) -> nn.Module:
+    init_weights(layer.weight, inputs * kernel**2)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _channel_activation(channels: int, norm: bool) -> list[nn.Module]:
+    return [ChannelNorm(channels), nn.SiLU()] if norm else [nn.SiLU()]
+
+
+class ImageEncoder(nn.Sequential):
+    """Square uint8 images (B, size, size, 3) to (B, outputs) by strided convolutions."""
+
+    def __init__(
+        self, size: int, depth: int, norm: bool = True, mults: Sequence[int] = (2, 3, 4, 4)
+    ):
+        widths = [3] + [depth * mult for mult in mults]
+        parts = []
+        for inputs, outputs in pairwise(widths):
+            conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+            parts += [_conv(conv, inputs, 4), *_channel_activation(outputs, norm)]
+        super().__init__(*parts, nn.Flatten())
+        self.outputs = widths[-1] * (size >> len(mults)) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.movedim(-1, 1).float() / 255 - 0.5)
+
+
+class KeypointEncoder(nn.Module):
+    """Square uint8 images (B, size, size, 3) to where `points` learned marks are (B, outputs).
+
+    Spatial softmax (Levine et al., 2016, arXiv 1504.00702): a mark is a map of a small CNN; passed
+    on are its expected column and row, in [-1, 1], and how strong it is there. A CNN that flattens
+    its maps learns replayed scenes by heart; what this one learns about a place holds everywhere
+    (benchmarks/README.md). It sees how far pixels are from white, the background of scenes.
+    """
+
+    SHARPNESS = 20.0  # of the softmax; a map at the start spreads over the whole image otherwise
+
+    def __init__(self, size: int, depth: int, points: int):
+        super().__init__()
+        self.cnn = nn.Sequential(
+            _conv(nn.Conv2d(3, 2 * depth, 4, stride=2, padding=1), 3, 4),
+            nn.SiLU(),
+            _conv(nn.Conv2d(2 * depth, points, 4, stride=2, padding=1), 2 * depth, 4),
+        )
+        side = size // 4
+        spots = torch.linspace(-1, 1, side)
+        rows, columns = torch.meshgrid(spots, spots, indexing="ij")
+        grid = torch.stack([columns.flatten(), rows.flatten()], -1)  # (side^2, 2)
+        self.register_buffer("grid", grid, persistent=False)
+        self.outputs = 3 * points
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.cnn(1 - image.movedim(-1, 1).float() / 255).float().flatten(2)
+        share = torch.softmax(self.SHARPNESS * maps, -1)  # (B, points, side^2)
+        strength = (share * maps).sum(-1, keepdim=True)
+        return torch.cat([share @ self.grid, strength], -1).flatten(1)
+
+
+class ImageDecoder(nn.Module):
+    """Features (..., F) to the mean of square images (..., size, size, 3) in (0, 1).
+
+    They start nearly white, as most of a scene is: from gray, the first losses would be a hundred
+    times the later ones.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        size: int,
+        depth: int,
+        norm: bool = True,
+        mults: Sequence[int] = (2, 3, 4, 4),
+    ):
+        super().__init__()
+        widths = [depth * mult for mult in reversed(mults)] + [3]
+        side = size >> len(mults)
+        self.stem = nn.Sequential(
+            Linear(inputs, widths[0] * side**2), nn.Unflatten(-1, (widths[0], side, side))
+        )
+        parts = []
+        for here, after in pairwise(widths):
+            # A stride of 2 lets a quarter of the 4 x 4 kernel reach each output.
+            conv = _conv(nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), here, 2)
+            parts += [*_channel_activation(here, norm), conv]
+        nn.init.constant_(parts[-1].bias, 3.0)  # sigmoid(3) is 0.95
+        self.convs = nn.Sequential(*parts)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        image = torch.sigmoid(self.convs(self.stem(feat.flatten(0, -2))).float())
+        return image.movedim(1, -1).unflatten(0, feat.shape[:-1])
+
+
+class KeypointDecoder(nn.Module):
+    """Features (..., F) to the mean of square images (..., size, size, 3), about (0, 1).
+
+    The mirror of `KeypointEncoder` (Jakab et al., 2018, arXiv 1806.07823): an MLP says where marks
+    are and how strong, each becomes a Gaussian on a map of its own, and convolutions turn the
+    maps into what differs from white. There is no sigmoid: near white it would hide pale things.
+    """
+
+    def __init__(self, inputs: int, size: int, depth: int, points: int, units: int):
+        super().__init__()
+        self.places = Head(inputs, units, 2, (points, 3), 1.0, norm=False)
+        self.width = nn.Parameter(torch.full((points, 1), math.log(0.2)))
+        self.register_buffer("spots", torch.linspace(-1, 1, size // 4), persistent=False)
+        self.convs = nn.Sequential(
+            _conv(nn.ConvTranspose2d(points, 2 * depth, 4, stride=2, padding=1), points, 2),
+            nn.SiLU(),
+            _conv(nn.ConvTranspose2d(2 * depth, 3, 4, stride=2, padding=1), 2 * depth, 2),
+        )
+
+    def forward(self, feat: Tensor) -> Tensor:
+        column, row, strength = self.places(feat.flatten(0, -2)).split(1, -1)  # (B, points, 1)
+        across, down = (self._bell(place) for place in (column, row))
+        maps = (strength * down).unsqueeze(-1) * across.unsqueeze(-2)  # (B, points, side, side)
+        image = 1 - self.convs(maps).float()
+        return image.movedim(1, -1).unflatten(0, feat.shape[:-1])
+
+    def _bell(self, place: Tensor) -> Tensor:
+        return torch.exp(-((self.spots - place) / self.width.exp()).square() / 2)
+
+
+class MultiEncoder(nn.Module):
+    """All that the team sees, as one embedding (..., E).
+
+    The vectors of all agents go through one MLP after symlog, the image through convolutions, or,
+    with `points`, through that many keypoints and an MLP. `shapes` maps the key of an observation
+    to its shape.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        units: int,
+        layers: int,
+        depth: int,
+        norm: bool = True,
+        points: int = 0,
+    ):
+        super().__init__()
+        self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
+        self.outputs = 0
+        if self.vectors:
+            inputs = sum(shapes[key][0] for key in self.vectors)
+            self.mlp = MLP(inputs, units, layers, norm)
+            self.outputs += units
+        self.image = "image" in shapes
+        if self.image and points:
+            seen = KeypointEncoder(shapes["image"][0], depth, points)
+            self.cnn = nn.Sequential(seen, MLP(seen.outputs, units, layers, norm))
+            self.outputs += units
+        elif self.image:
+            self.cnn = ImageEncoder(shapes["image"][0], depth, norm)
+            self.outputs += self.cnn.outputs
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        parts = []
+        if self.vectors:
+            parts.append(self.mlp(symlog(torch.cat([obs[key] for key in self.vectors], -1))))
+        if self.image:
+            image = obs["image"]
+            parts.append(self.cnn(image.flatten(0, -4)).unflatten(0, image.shape[:-3]))
+        return torch.cat(parts, -1)
+
+
+def make_image_decoder(
+    inputs: int, size: int, depth: int, points: int, units: int, norm: bool
+) -> nn.Module:
+    """One of keypoints, or without `points` DreamerV3's."""
+    if points:
+        return KeypointDecoder(inputs, size, depth, points, units)
+    return ImageDecoder(inputs, size, depth, norm)
+
+
+class MultiDecoder(nn.Module):
+    """Predicts observations back from features: the vectors by one MLP, the image by another net.
+
+    `shapes` maps the key of an observation to its shape, and `points` is as for `MultiEncoder`.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, tuple[int, ...]],
+        inputs: int,
+        units: int,
+        layers: int,
+        depth: int,
+        norm: bool = True,
+        points: int = 0,
+    ):
+        super().__init__()
+        self.sizes = {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
+        if self.sizes:
+            outputs = sum(self.sizes.values())
+            self.mlp = Head(inputs, units, layers, (outputs,), 1.0, norm)
+        self.image = "image" in shapes
+        if self.image:
+            self.cnn = make_image_decoder(inputs, shapes["image"][0], depth, points, units, norm)
+
+    def vectors(self, feat: Tensor) -> Tensor:
+        """The vectors of all agents head to tail, as symlog values; of width 0 if none."""
+        return self.mlp(feat) if self.sizes else feat[..., :0]
+
+    def loss(self, feat: Tensor, vectors: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared errors of `vectors` and of the image (...), summed over what was observed."""
+        losses = {}
+        if self.sizes:
+            truth = symlog(torch.cat([obs[key] for key in self.sizes], -1))
+            losses["vector"] = (vectors - truth).square().sum(-1)
+        if self.image:
+            error = self.cnn(feat) - obs["image"].float() / 255
+            losses["image"] = error.square().sum((-3, -2, -1))
+        return losses
