@@ -51,12 +51,12 @@ def test_every_scenario_trains(name, discrete, tmp_path):
     replay = Replay(500, config.envs, row_spaces(config, env, image=False), CPU, 0, LATENTS)
     player = Player(env, learner.dreamer, explore=True)
     starts = 0
-    for _ in range(21):
+    for _ in range(121):
         rows = player.step()
         assert all(value.isfinite().all() for value in rows.values())
         starts += rows["is_first"].sum()
         replay.add(rows)
-    assert starts >= 3 * config.envs
+    assert starts >= 17 * config.envs
     for _ in range(2):
         metrics = learner.update(replay, config.batch_size, config.batch_length)
         assert not [key for key, value in metrics.items() if not value.isfinite()]
