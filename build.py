@@ -120,11 +120,10 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     seen = _matching(vectors, config.mlp_keys) | image
     if not seen:
         raise UserError("mlp_keys and cnn_keys match nothing: expected 'agent\\d+' or 'image'")
-    predicted = _matching(vectors | image, config.predict_keys)
+    known = vectors | image
+    predicted = _matching(known, config.predict_keys)
     if not predicted:
-        raise UserError(
-            f"--predict_keys {config.predict_keys}: matches none of {', '.join(vectors | image)}"
-        )
+        raise UserError(f"--predict_keys {config.predict_keys}: matches none of {', '.join(known)}")
     rewards = env.n_agents if config.reward == "agent" else 1
     sizes = {"units": config.units, "layers": config.layers}
     world = WorldModel(

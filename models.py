@@ -184,7 +184,7 @@ class WorldModel(nn.Module):
 
 
 class ImageProbe(nn.Module):
-    """Draws what a vector world model believes, without teaching it: features are detached."""
+    """Draws what a world model believes, without teaching it: features are detached."""
 
     def __init__(self, inputs: int, size: int, depth: int, points: int = 0, units: int = 128):
         super().__init__()
@@ -439,7 +439,7 @@ class Dreamer(nn.Module):
         feat = self.world.open_loop(batch)
         own = feat[..., : self.world.rssm.feat]
         predicted = self.probe(feat) if self.probe else self.world.decoder.cnn(own)
-        predicted = predicted.clamp(0, 1)
+        predicted = predicted.clamp(0, 1)  # keypoints have no sigmoid
         truth = batch["image"].float() / 255
         error = (predicted - truth + 1) / 2
         video = torch.cat([truth, predicted, error], 2)  # (B, T, 3 * size, size, 3)

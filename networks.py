@@ -146,18 +146,18 @@ class TeamView(nn.Module):
         self.mlps = nn.ModuleList(MLP(width, units, layers, norm) for width in kinds)
         self.outputs = units * len(kinds)
 
-    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
         """Vectors head to tail (..., sum of widths), as symlog values, each and pooled.
 
-        Returns (..., N, units) and (..., outputs).
+        Returns N tensors (..., units), and (..., outputs).
         """
-        vectors, each, pooled = vectors.split(self.widths, -1), [], []
+        each, pooled = list(vectors.split(self.widths, -1)), []
         for members, mlp in zip(self.members, self.mlps, strict=True):
-            each.append(mlp(torch.stack([vectors[i] for i in members], -2)))
-            pooled.append(each[-1].amax(-2))
-        order = [i for members in self.members for i in members]
-        back = sorted(range(len(order)), key=order.__getitem__)
-        return torch.cat(each, -2)[..., back, :], torch.cat(pooled, -1)
+            views = mlp(torch.stack([each[i] for i in members], -2))
+            pooled.append(views.amax(-2))
+            for i, view in zip(members, views.unbind(-2), strict=True):
+                each[i] = view
+        return each, torch.cat(pooled, -1)
 
 
 class RewardHead(nn.Module):
@@ -194,10 +194,10 @@ class RewardHead(nn.Module):
         seen = torch.cat([state, pooled], -1)
         if not self.own:
             return self.head(seen)
-        agents = each.shape[-2]
-        who = torch.eye(agents, device=feat.device).expand(*each.shape[:-1], agents)
-        seen = seen.unsqueeze(-2).expand(*each.shape[:-1], -1)
-        rewards = self.head(torch.cat([seen, each, who], -1))
+        views = torch.stack(each, -2)  # (..., N, units)
+        who = torch.eye(len(each), device=feat.device).expand(*views.shape[:-1], -1)
+        seen = seen.unsqueeze(-2).expand(*views.shape[:-1], -1)
+        rewards = self.head(torch.cat([seen, views, who], -1))
         return TwoHot(rewards.logits.squeeze(-2), rewards.bins)
 
 

@@ -21,10 +21,20 @@ class ChannelNorm(RMSNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def _conv(layer: nn.Module, inputs: int, kernel: int) -> nn.Module:
-    init_weights(layer.weight, inputs * kernel**2)
-    nn.init.zeros_(layer.bias)
-    return layer
+def _halve(inputs: int, outputs: int) -> nn.Conv2d:
+    """A convolution to half the width and height."""
+    conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+    init_weights(conv.weight, inputs * 4**2)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _double(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    """A convolution to twice the width and height."""
+    conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+    init_weights(conv.weight, inputs * 2**2)  # a stride of 2: a quarter of the kernel reaches each
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def _channel_activation(channels: int, norm: bool) -> list[nn.Module]:
@@ -40,8 +50,7 @@ class ImageEncoder(nn.Sequential):
         widths = [3] + [depth * mult for mult in mults]
         parts = []
         for inputs, outputs in pairwise(widths):
-            conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
-            parts += [_conv(conv, inputs, 4), *_channel_activation(outputs, norm)]
+            parts += [_halve(inputs, outputs), *_channel_activation(outputs, norm)]
         super().__init__(*parts, nn.Flatten())
         self.outputs = widths[-1] * (size >> len(mults)) ** 2
 
@@ -62,11 +71,7 @@ class KeypointEncoder(nn.Module):
 
     def __init__(self, size: int, depth: int, points: int):
         super().__init__()
-        self.cnn = nn.Sequential(
-            _conv(nn.Conv2d(3, 2 * depth, 4, stride=2, padding=1), 3, 4),
-            nn.SiLU(),
-            _conv(nn.Conv2d(2 * depth, points, 4, stride=2, padding=1), 2 * depth, 4),
-        )
+        self.cnn = nn.Sequential(_halve(3, 2 * depth), nn.SiLU(), _halve(2 * depth, points))
         side = size // 4
         spots = torch.linspace(-1, 1, side)
         rows, columns = torch.meshgrid(spots, spots, indexing="ij")
@@ -104,9 +109,7 @@ class ImageDecoder(nn.Module):
         )
         parts = []
         for here, after in pairwise(widths):
-            # A stride of 2 lets a quarter of the 4 x 4 kernel reach each output.
-            conv = _conv(nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), here, 2)
-            parts += [*_channel_activation(here, norm), conv]
+            parts += [*_channel_activation(here, norm), _double(here, after)]
         nn.init.constant_(parts[-1].bias, 3.0)  # sigmoid(3) is 0.95
         self.convs = nn.Sequential(*parts)
 
@@ -128,11 +131,7 @@ class KeypointDecoder(nn.Module):
         self.places = Head(inputs, units, 2, (points, 3), 1.0, norm=False)
         self.width = nn.Parameter(torch.full((points, 1), math.log(0.2)))
         self.register_buffer("spots", torch.linspace(-1, 1, size // 4), persistent=False)
-        self.convs = nn.Sequential(
-            _conv(nn.ConvTranspose2d(points, 2 * depth, 4, stride=2, padding=1), points, 2),
-            nn.SiLU(),
-            _conv(nn.ConvTranspose2d(2 * depth, 3, 4, stride=2, padding=1), 2 * depth, 2),
-        )
+        self.convs = nn.Sequential(_double(points, 2 * depth), nn.SiLU(), _double(2 * depth, 3))
 
     def forward(self, feat: Tensor) -> Tensor:
         column, row, strength = self.places(feat.flatten(0, -2)).split(1, -1)  # (B, points, 1)

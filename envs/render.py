@@ -162,7 +162,7 @@ def _entities(sim: Any, copies: int, shades: bool, legible: bool) -> list[Shape]
     turns = torch.stack([e.state.rot[:copies, 0] for e in entities], 1).float()  # (B, E)
     turns = turns.nan_to_num(0.0, 0.0, 0.0)
     agents = [entity for entity in entities if _is_agent(entity)]
-    marks = [entity for entity in entities if entity not in agents and _is_round(entity)]
+    marks = [entity for entity in entities if _is_round(entity) and not _is_agent(entity)]
     told = (_shades(agents) if shades or legible else {}) | (_shades(marks) if shades else {})
     under, shapes = [], []
     for i, entity in enumerate(entities):

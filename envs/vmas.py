@@ -74,7 +74,7 @@ class Vmas:
         action_repeat: simulator steps per action; their rewards are summed.
         discrete: one-hot actions instead of continuous ones in [-1, 1].
         scenario_args: keyword arguments of the scenario.
-        image_shades: whether images tell agents of one colour apart, by shades of it.
+        image_shades: whether shades tell agents, and round landmarks, of one colour apart.
 
     Raises:
         ScenarioError: for an unknown scenario or argument, or a scenario that VMAS cannot build.

@@ -45,8 +45,8 @@ def test_world_model_overfits_one_batch_of_images(make_world, make_batch):
     batch["image"].fill_(255)
     for index, image in enumerate(batch["image"].flatten(0, 1)):
         image[index : index + 5, 11 - index : 16 - index, index % 3] = 0
-    before, after = fit(world, batch, updates=120, rate=1e-2)
-    assert after["image"] < before["image"] / 5  # before, all was nearly white
+    before, after = fit(world, batch, updates=300, rate=1e-2)  # all is nearly white before
+    assert after["image"] < before["image"] / 20
 
 
 # ---- actors --------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     expected = torch.cat([torch.maximum(wide(one), wide(last)), narrow(other)], -1)
     each, pooled = view(vectors)
     assert torch.allclose(pooled, expected, atol=1e-6)
-    assert torch.allclose(each, torch.stack([wide(one), narrow(other), wide(last)], -2), atol=1e-6)
+    for view_of, mlp, vector in zip(each, (wide, narrow, wide), (one, other, last), strict=True):
+        assert torch.allclose(view_of, mlp(vector), atol=1e-6)
     swapped = torch.cat([last, other, one], -1)
     assert torch.allclose(view(swapped)[1], expected, atol=1e-6)
 
@@ -73,7 +74,7 @@ def test_agents_rewards_come_from_one_head_that_is_shown_who_asks(awaken):
     assert found.logits.shape == (4, 5, 3, 255)
     each, pooled = head.view(feat[..., 6:])
     for agent, who in enumerate(torch.eye(3)):
-        parts = feat[..., :6], pooled, each[..., agent, :], who.expand(4, 5, 3)
+        parts = feat[..., :6], pooled, each[agent], who.expand(4, 5, 3)
         expected = head.head(torch.cat(parts, -1)).mean[..., 0]
         assert torch.allclose(found.mean[..., agent], expected, atol=1e-5)
 
