@@ -156,6 +156,7 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
         entropy=actor.entropy,
         imag_gradient=config.imag_gradient,
         slow_rate=config.critic.slow_rate,
+        widths=world.widths,
     )
     probe = None
     if config.probe.envs and not world.decoder.image:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distributed import concatenate
 from latents import Normals, OneHots
-from networks import RSSM, Actors, Head, RewardHead, TwoHotHead
+from networks import RSSM, Actors, Head, TeamHead
 from observations import MultiDecoder, MultiEncoder, make_image_decoder
 
 State = tuple[Tensor, Tensor]
@@ -123,9 +123,9 @@ class WorldModel(nn.Module):
         self.decoder = MultiDecoder(
             shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
         )
-        widths = list(self.decoder.sizes.values())
-        self.feat = self.rssm.feat + sum(widths)
-        self.reward = RewardHead(self.feat, widths, units, head_layers, rewards, norm)
+        self.widths = list(self.decoder.sizes.values())
+        self.feat = self.rssm.feat + sum(self.widths)
+        self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
     def features(self, state: State) -> Tensor:
@@ -242,10 +242,13 @@ class ImagBehavior(nn.Module):
         entropy: float,
         imag_gradient: str,
         slow_rate: float,
+        widths: Sequence[int] = (),
     ):
         super().__init__()
-        self.actors = Actors(feat, action_sizes, discrete, units, layers, min_std, max_std, unimix)
-        self.critic = TwoHotHead(feat, units, layers, rewards)
+        self.actors = Actors(
+            feat, action_sizes, discrete, units, layers, min_std, max_std, unimix, widths
+        )
+        self.critic = TeamHead(feat, widths, units, layers, rewards)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(rewards)
         self.horizon, self.starts = horizon, starts

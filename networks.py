@@ -160,12 +160,13 @@ class TeamView(nn.Module):
         return each, torch.cat(pooled, -1)
 
 
-class RewardHead(nn.Module):
-    """Predicts rewards from features and from a `TeamView` of the vectors at their end.
+class TeamHead(nn.Module):
+    """Predicts numbers from features and from a `TeamView` of the vectors at their end.
 
-    From the state alone, a head knows the scenes that it was trained on and little of new ones
-    (benchmarks/README.md); without `widths` of vectors, that is what it sees. With a reward for
-    each agent (`count` is N), one head predicts them all, shown who the agent is and its own view.
+    The reward head and the critic: from the state alone, they know the scenes that they were
+    trained on and little of new ones (benchmarks/README.md); without `widths` of vectors, that is
+    what they see. With a number for each agent (`count` is N), one head predicts them all, shown
+    who the agent is and its own view.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class RewardHead(nn.Module):
         norm: bool = True,
     ):
         super().__init__()
+        self.shape = (count,)
         self.vectors, self.own = sum(widths), count > 1 and count == len(widths)
         self.view = TeamView(widths, units, 2, norm)
         seen = inputs - self.vectors + self.view.outputs
@@ -197,8 +199,8 @@ class RewardHead(nn.Module):
         views = torch.stack(each, -2)  # (..., N, units)
         who = torch.eye(len(each), device=feat.device).expand(*views.shape[:-1], -1)
         seen = seen.unsqueeze(-2).expand(*views.shape[:-1], -1)
-        rewards = self.head(torch.cat([seen, views, who], -1))
-        return TwoHot(rewards.logits.squeeze(-2), rewards.bins)
+        numbers = self.head(torch.cat([seen, views, who], -1))
+        return TwoHot(numbers.logits.squeeze(-2), numbers.bins)
 
 
 class RSSM(nn.Module):
@@ -349,6 +351,10 @@ class StackedRMSNorm(nn.Module):
 class Actors(nn.Module):
     """One policy per agent, as one module of stacked weights, so that N cost about what one does.
 
+    Every actor sees the joint state, and through a `TeamView` the vectors at its end: its own
+    agent's, and what all amount to. All actors learn that view together; the rest is each one's
+    own. `widths` are those of the agents' vectors, if there are any.
+
     `action_sizes` holds each agent's action width; narrower agents are padded to the widest, here
     and nowhere else: the padding is masked out of samples, log-probabilities and entropies.
     """
@@ -363,15 +369,18 @@ class Actors(nn.Module):
         min_std: float = 0.1,
         max_std: float = 1.0,
         mix: float = 0.01,
+        widths: Sequence[int] = (),
     ):
         super().__init__()
         self.discrete, self.min_std, self.max_std, self.mix = discrete, min_std, max_std, mix
         count, width = len(action_sizes), max(action_sizes)
-        body = []
-        for _ in range(layers):
-            body += [StackedLinear(count, inputs, units)]
-            body += [StackedRMSNorm(count, units), nn.SiLU()]
-            inputs = units
+        self.vectors = sum(widths)
+        self.view = TeamView(widths, units, 2)
+        self.joint = StackedLinear(count, inputs + self.view.outputs, units)
+        self.own = StackedLinear(count, units, units) if len(widths) == count else None
+        body = [StackedRMSNorm(count, units), nn.SiLU()]
+        for _ in range(layers - 1):
+            body += [StackedLinear(count, units, units), StackedRMSNorm(count, units), nn.SiLU()]
         outputs = width if discrete else 2 * width
         self.body = nn.Sequential(*body, StackedLinear(count, units, outputs, scale=0.01))
         mask = torch.arange(width) < torch.tensor(action_sizes).unsqueeze(-1)
@@ -379,8 +388,17 @@ class Actors(nn.Module):
 
     def forward(self, feat: Tensor) -> BoundedNormal | OneHotActions:
         """Joint state (..., F) to the distribution of the actions (..., N, A)."""
-        out = self.body(feat.flatten(0, -2)).transpose(0, 1).unflatten(0, feat.shape[:-1])
+        out = self.body(self._see(feat.flatten(0, -2)))
+        out = out.transpose(0, 1).unflatten(0, feat.shape[:-1])
         if self.discrete:
             return OneHotActions(out, self.mask, self.mix)
         mean, width = out.chunk(2, -1)
         return BoundedNormal(mean, width, self.mask, self.min_std, self.max_std)
+
+    def _see(self, feat: Tensor) -> Tensor:
+        """(M, F) to the first layer of each actor (N, M, units), before its norm."""
+        if not self.vectors:
+            return self.joint(feat)
+        each, pooled = self.view(feat[:, -self.vectors :])
+        seen = self.joint(torch.cat([feat, pooled], -1))
+        return seen if self.own is None else seen + self.own(torch.stack(each))

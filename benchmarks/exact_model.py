@@ -1,12 +1,13 @@
 """What holds simple_spread back: actors and critic in a model whose motion is exact.
 
     python -m benchmarks.exact_model                                # the reward is exact as well
+    python -m benchmarks.exact_model --flat                         # actors and critic pool nothing
     python -m benchmarks.exact_model --reward pooled --period 300   # it is learned from few scenes
 
 The team's `ImagBehavior` learns as in a run, but its world model is the task itself, written down:
 three agents with drag, three landmarks, the reward of the scenario. With `--reward flat` or
 `pooled` only the reward is predicted, from what was observed so far, by an MLP or by the world
-model's `RewardHead`, so that its share of the trouble can be seen. Prints the real return (100
+model's `TeamHead`, so that its share of the trouble can be seen. Prints the real return (100
 steps, 256 scenes, modes of the actors).
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from distributions import symexp, symlog
 from models import ImagBehavior
-from networks import RSSM, RewardHead, TwoHotHead
+from networks import RSSM, TeamHead, TwoHotHead
 from optimizer import LaProp
 
 AGENTS, ROWS = 3, 6_400  # what the team sees anew after every --period updates
@@ -28,7 +29,8 @@ DRAG, STEP = 0.25, 0.1
 class Motion:
     """Agents that accelerate and slow down; positions, velocities, landmarks are deter (B, 18)."""
 
-    feat = AGENTS * 14
+    widths = [14] * AGENTS
+    feat = sum(widths)
 
     def features(self, state: tuple[Tensor, Tensor]) -> Tensor:
         """(..., F): what the agents observe, symlog."""
@@ -65,8 +67,7 @@ class LearnedReward(nn.Module):
     def __init__(self, pooled: bool):
         super().__init__()
         flat = TwoHotHead(Motion.feat, 128, 3, 1, norm=False)
-        each = [Motion.feat // AGENTS] * AGENTS
-        self.head = RewardHead(Motion.feat, each, 128, 2, 1, norm=False) if pooled else flat
+        self.head = TeamHead(Motion.feat, Motion.widths, 128, 2, 1, norm=False) if pooled else flat
         self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         self.seen: Tensor | None = None
 
@@ -113,6 +114,7 @@ def main() -> None:
     """Train, and print the real return now and then."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reward", choices=("exact", "flat", "pooled"), default="exact")
+    parser.add_argument("--flat", action="store_true", help="actors and critic pool nothing")
     parser.add_argument("--episode", type=int, default=100, help="steps of a training episode")
     parser.add_argument("--restart", type=float, default=0.0, help="share of steps that end one")
     parser.add_argument("--updates", type=int, default=900)
@@ -144,6 +146,7 @@ def main() -> None:
         entropy=args.entropy,
         imag_gradient="dynamics",
         slow_rate=0.02,
+        widths=() if args.flat else Motion.widths,
     )
     groups = [
         {"params": behavior.actors.parameters(), "lr": args.lr},

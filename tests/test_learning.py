@@ -102,7 +102,7 @@ def test_dynamics_gradient_equals_finite_differences(make_behavior, awaken):
     )
     behavior = make_behavior(7, horizon=4, entropy=0.1)
     behavior.scale.decay = 1.0  # stays at its lower limit of one
-    awaken(behavior.critic)
+    awaken(behavior.critic.head)
     last = behavior.actors.body[-1]
     nn.init.zeros_(last.weight)
     nn.init.normal_(last.bias, std=0.5)

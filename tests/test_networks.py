@@ -11,7 +11,7 @@ from networks import (
     Actors,
     BlockLinear,
     Head,
-    RewardHead,
+    TeamHead,
     TeamView,
     init_weights,
 )
@@ -68,7 +68,7 @@ def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
 
 
 def test_agents_rewards_come_from_one_head_that_is_shown_who_asks(awaken):
-    head, feat = RewardHead(6 + 7, [2, 3, 2], 8, 1, 3), torch.randn(4, 5, 13)
+    head, feat = TeamHead(6 + 7, [2, 3, 2], 8, 1, 3), torch.randn(4, 5, 13)
     awaken(head.head)
     found = head(feat)
     assert found.logits.shape == (4, 5, 3, 255)
@@ -81,7 +81,7 @@ def test_agents_rewards_come_from_one_head_that_is_shown_who_asks(awaken):
 
 @pytest.mark.parametrize("widths", [[], [2, 3]])
 def test_a_reward_head_sees_the_state_and_the_vectors_at_its_end(awaken, widths):
-    head, feat = RewardHead(6 + sum(widths), widths, 8, 1, 2), torch.randn(4, 6 + sum(widths))
+    head, feat = TeamHead(6 + sum(widths), widths, 8, 1, 2), torch.randn(4, 6 + sum(widths))
     assert torch.equal(head(feat).mean, torch.zeros(4, 2))
     awaken(head.head)
     before = head(feat).mean
@@ -280,6 +280,20 @@ def test_stacked_actors_equal_a_loop_of_single_ones(discrete):
         log_prob = own.log_prob(action[:, :, agent : agent + 1, :size])
         assert torch.allclose(policy.log_prob(action)[..., agent], log_prob[..., 0], atol=1e-4)
         assert torch.allclose(policy.entropy()[..., agent], own.entropy()[..., 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_each_actor_sees_its_own_vector_and_what_all_amount_to(discrete):
+    widths, feat = [2, 3, 2], torch.randn(4, 5, 9)
+    actors = Actors(9, SIZES, discrete, units=8, layers=2, widths=widths)
+    blind = Actors(9 + 2 * 8 + 8, SIZES, discrete, units=8, layers=2)
+    blind.body = actors.body
+    blind.joint.weight.data = torch.cat([actors.joint.weight, actors.own.weight], 1)
+    blind.joint.bias.data = actors.joint.bias + actors.own.bias
+    each, pooled = actors.view(feat[..., -7:])
+    for agent, view in enumerate(each):
+        expected = blind(torch.cat([feat, pooled, view], -1)).mode[..., agent, :]
+        assert torch.allclose(actors(feat).mode[..., agent, :], expected, atol=1e-5), agent
 
 
 @pytest.mark.parametrize("discrete", [False, True])
