@@ -133,6 +133,11 @@ class WorldModel(nn.Module):
         own = self.rssm.features(state)
         return torch.cat([own, self.decoder.vectors(own)], -1)
 
+    def update_scales(self, batch: dict[str, Tensor]) -> None:
+        """Take in how large the vectors of replayed sequences are."""
+        self.encoder.update_scales(batch)
+        self.decoder.update_scales(batch)
+
     def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""
         sequence = batch["action"], self.encoder(batch), batch["is_first"]
@@ -415,6 +420,7 @@ class Dreamer(nn.Module):
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
+        self.world.update_scales(batch)
         reward = combine_rewards(batch["reward"], self.reward)
         losses, state, feat, metrics = self.world.loss(batch, reward)
         losses["repval"] = self.behavior.replay_loss(

@@ -157,7 +157,7 @@ class TeamView(nn.Module):
             pooled.append(views.amax(-2))
             for i, view in zip(members, views.unbind(-2), strict=True):
                 each[i] = view
-        return each, torch.cat(pooled, -1)
+        return each, torch.cat(pooled, -1) if pooled else vectors
 
 
 class TeamHead(nn.Module):
@@ -180,26 +180,25 @@ class TeamHead(nn.Module):
     ):
         super().__init__()
         self.shape = (count,)
-        self.vectors, self.own = sum(widths), count > 1 and count == len(widths)
+        self.vectors, own = sum(widths), count > 1 and count == len(widths)
         self.view = TeamView(widths, units, 2, norm)
-        seen = inputs - self.vectors + self.view.outputs
-        if self.own:
-            seen, count = seen + units + count, 1
-        self.head = TwoHotHead(seen, units, layers, count, norm)
+        # What all share is multiplied once, not once for each agent.
+        self.joint = Linear(inputs - self.vectors + self.view.outputs, units)
+        self.own = Linear(units + count, units, bias=False) if own else None
+        self.activation = activation(units, norm)
+        self.head = TwoHotHead(units, units, layers - 1, 1 if own else count, norm)
 
     def forward(self, feat: Tensor) -> TwoHot:
         """(..., F) to a distribution over (..., count)."""
-        if not self.vectors:
-            return self.head(feat)
-        state, vectors = feat[..., : -self.vectors], feat[..., -self.vectors :]
+        state, vectors = feat.split([feat.shape[-1] - self.vectors, self.vectors], -1)
         each, pooled = self.view(vectors)
-        seen = torch.cat([state, pooled], -1)
-        if not self.own:
-            return self.head(seen)
+        seen = self.joint(torch.cat([state, pooled], -1))
+        if self.own is None:
+            return self.head(self.activation(seen))
         views = torch.stack(each, -2)  # (..., N, units)
         who = torch.eye(len(each), device=feat.device).expand(*views.shape[:-1], -1)
-        seen = seen.unsqueeze(-2).expand(*views.shape[:-1], -1)
-        numbers = self.head(torch.cat([seen, views, who], -1))
+        seen = seen.unsqueeze(-2) + self.own(torch.cat([views, who], -1))
+        numbers = self.head(self.activation(seen))
         return TwoHot(numbers.logits.squeeze(-2), numbers.bins)
 
 
@@ -397,8 +396,6 @@ class Actors(nn.Module):
 
     def _see(self, feat: Tensor) -> Tensor:
         """(M, F) to the first layer of each actor (N, M, units), before its norm."""
-        if not self.vectors:
-            return self.joint(feat)
-        each, pooled = self.view(feat[:, -self.vectors :])
+        each, pooled = self.view(feat[:, feat.shape[-1] - self.vectors :])
         seen = self.joint(torch.cat([feat, pooled], -1))
         return seen if self.own is None else seen + self.own(torch.stack(each))

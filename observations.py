@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from distributed import concatenate
 from distributions import symlog
 from networks import MLP, Head, Linear, RMSNorm, init_weights
 
@@ -144,10 +145,41 @@ class KeypointDecoder(nn.Module):
         return torch.exp(-((self.spots - place) / self.width.exp()).square() / 2)
 
 
+class Standard(nn.Module):
+    """Vectors (..., W) after symlog and on one footing: about mean 0 and deviation 1 each number.
+
+    What is small, like a lidar's reading, would be drowned by positions, both as an input and in
+    the squared error of its prediction. Means and deviations are those of the replayed rows; they
+    are buffers, so that a checkpoint holds them.
+    """
+
+    FINEST = 0.1  # deviations below it count as this much: not every trifle is worth predicting
+    SLOWEST = 1e-3  # share of the newest rows in the averages, once many have been seen
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("square", torch.ones(width))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in observed vectors."""
+        rows = concatenate(symlog(x).flatten(0, -2))
+        self.count += 1
+        rate = (1 / self.count).clamp(min=self.SLOWEST)
+        self.mean.lerp_(rows.mean(0), rate)
+        self.square.lerp_(rows.square().mean(0), rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation = (self.square - self.mean.square()).clamp(min=self.FINEST**2).sqrt()
+        return (symlog(x) - self.mean) / deviation
+
+
 class MultiEncoder(nn.Module):
     """All that the team sees, as one embedding (..., E).
 
-    The vectors of all agents go through one MLP after symlog, the image through convolutions, or,
+    The vectors of all agents go through one MLP, the image through convolutions, or,
     with `points`, through that many keypoints and an MLP. `shapes` maps the key of an observation
     to its shape.
     """
@@ -166,6 +198,7 @@ class MultiEncoder(nn.Module):
         self.outputs = 0
         if self.vectors:
             inputs = sum(shapes[key][0] for key in self.vectors)
+            self.standard = Standard(inputs)
             self.mlp = MLP(inputs, units, layers, norm)
             self.outputs += units
         self.image = "image" in shapes
@@ -177,10 +210,16 @@ class MultiEncoder(nn.Module):
             self.cnn = ImageEncoder(shapes["image"][0], depth, norm)
             self.outputs += self.cnn.outputs
 
+    def update_scales(self, obs: dict[str, Tensor]) -> None:
+        """Take in how large observed vectors are."""
+        if self.vectors:
+            self.standard.update(torch.cat([obs[key] for key in self.vectors], -1))
+
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         parts = []
         if self.vectors:
-            parts.append(self.mlp(symlog(torch.cat([obs[key] for key in self.vectors], -1))))
+            vectors = torch.cat([obs[key] for key in self.vectors], -1)
+            parts.append(self.mlp(self.standard(vectors)))
         if self.image:
             image = obs["image"]
             parts.append(self.cnn(image.flatten(0, -4)).unflatten(0, image.shape[:-3]))
@@ -216,21 +255,27 @@ class MultiDecoder(nn.Module):
         self.sizes = {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
         if self.sizes:
             outputs = sum(self.sizes.values())
+            self.standard = Standard(outputs)
             self.mlp = Head(inputs, units, layers, (outputs,), 1.0, norm)
         self.image = "image" in shapes
         if self.image:
             self.cnn = make_image_decoder(inputs, shapes["image"][0], depth, points, units, norm)
 
+    def update_scales(self, obs: dict[str, Tensor]) -> None:
+        """Take in how large observed vectors are."""
+        if self.sizes:
+            self.standard.update(torch.cat([obs[key] for key in self.sizes], -1))
+
     def vectors(self, feat: Tensor) -> Tensor:
-        """The vectors of all agents head to tail, as symlog values; of width 0 if none."""
+        """The vectors of all agents head to tail, as `Standard` has them; of width 0 if none."""
         return self.mlp(feat) if self.sizes else feat[..., :0]
 
     def loss(self, feat: Tensor, vectors: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Squared errors of `vectors` and of the image (...), summed over what was observed."""
         losses = {}
         if self.sizes:
-            truth = symlog(torch.cat([obs[key] for key in self.sizes], -1))
-            losses["vector"] = (vectors - truth).square().sum(-1)
+            truth = torch.cat([obs[key] for key in self.sizes], -1)
+            losses["vector"] = (vectors - self.standard(truth)).square().sum(-1)
         if self.image:
             error = self.cnn(feat) - obs["image"].float() / 255
             losses["image"] = error.square().sum((-3, -2, -1))

@@ -67,20 +67,23 @@ def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     assert torch.allclose(view(swapped)[1], expected, atol=1e-6)
 
 
-def test_agents_rewards_come_from_one_head_that_is_shown_who_asks(awaken):
-    head, feat = TeamHead(6 + 7, [2, 3, 2], 8, 1, 3), torch.randn(4, 5, 13)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_agents_numbers_come_from_one_head_that_is_shown_who_asks(awaken, layers):
+    head, feat = TeamHead(6 + 7, [2, 3, 2], 8, layers, 3), torch.randn(4, 5, 13)
     awaken(head.head)
     found = head(feat)
     assert found.logits.shape == (4, 5, 3, 255)
     each, pooled = head.view(feat[..., 6:])
+    first = torch.cat([head.joint.weight, head.own.weight], 1)
     for agent, who in enumerate(torch.eye(3)):
         parts = feat[..., :6], pooled, each[agent], who.expand(4, 5, 3)
-        expected = head.head(torch.cat(parts, -1)).mean[..., 0]
+        hidden = norm_silu(torch.cat(parts, -1) @ first.T + head.joint.bias)
+        expected = head.head(hidden).mean[..., 0]
         assert torch.allclose(found.mean[..., agent], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("widths", [[], [2, 3]])
-def test_a_reward_head_sees_the_state_and_the_vectors_at_its_end(awaken, widths):
+def test_a_team_head_sees_the_state_and_the_vectors_at_its_end(awaken, widths):
     head, feat = TeamHead(6 + sum(widths), widths, 8, 1, 2), torch.randn(4, 6 + sum(widths))
     assert torch.equal(head(feat).mean, torch.zeros(4, 2))
     awaken(head.head)

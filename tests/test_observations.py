@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distributions import symlog
+from distributions import symexp, symlog
 from observations import (
     ImageDecoder,
     ImageEncoder,
@@ -11,6 +11,7 @@ from observations import (
     KeypointEncoder,
     MultiDecoder,
     MultiEncoder,
+    Standard,
 )
 
 
@@ -87,6 +88,28 @@ def test_keypoints_are_drawn_where_they_are_in_the_colour_they_got():
         assert middle.item() == pytest.approx(4 * 7.5 * (place + 1) + 1.5, abs=1.0)
 
 
+def test_a_standard_puts_vectors_on_one_footing():
+    standard, symlogs = Standard(3), torch.randn(3, 4, 5, 3) * torch.tensor([2.0, 0.3, 0.01]) + 1
+    batches = symexp(symlogs)
+    assert torch.allclose(standard(batches[0]), symlogs[0], atol=1e-5)
+    for batch in batches:
+        standard.update(batch)
+    rows = symlogs.flatten(0, -2)
+    deviation = rows.std(0, correction=0)
+    assert deviation[2] < 0.1
+    deviation[2] = 0.1  # less is noise
+    assert torch.allclose(standard(batches), (symlogs - rows.mean(0)) / deviation, atol=1e-3)
+
+
+def test_a_standard_goes_on_learning():
+    standard, found = Standard(1), []
+    for offset in [0.0] * 2000 + [1.0] * 2000:
+        standard.update(symexp(torch.tensor([[offset - 0.5], [offset + 0.5]])))
+        found.append(standard.mean.item())
+    assert found[1999] == pytest.approx(0, abs=1e-5)
+    assert found[3999] == pytest.approx(1 - 0.999**2000, abs=1e-3)
+
+
 SHAPES = {"agent0": (3,), "image": (16, 16, 3), "agent1": (2,)}
 
 
@@ -98,9 +121,10 @@ def make_obs(*lead):
 @pytest.mark.parametrize("points", [0, 4])
 def test_multi_encoder_joins_vectors_and_image(points):
     encoder, obs = MultiEncoder(SHAPES, 8, 1, 2, points=points), make_obs(2, 4)
+    encoder.update_scales(obs)
     embed = encoder(obs)
     assert embed.shape == (2, 4, encoder.outputs)
-    vectors = encoder.mlp(symlog(torch.cat([obs["agent0"], obs["agent1"]], -1)))
+    vectors = encoder.mlp(encoder.standard(torch.cat([obs["agent0"], obs["agent1"]], -1)))
     assert torch.allclose(embed[..., :8], vectors, atol=1e-6)
     one = encoder({key: value[1, 2:3] for key, value in obs.items()})
     assert torch.allclose(one[0], embed[1, 2], atol=1e-5)
@@ -109,13 +133,17 @@ def test_multi_encoder_joins_vectors_and_image(points):
 @pytest.mark.parametrize("points", [0, 4])
 def test_multi_decoder_loss_against_brute_force(points):
     decoder, obs = MultiDecoder(SHAPES, 6, 8, 1, 2, points=points), make_obs(2, 3)
+    decoder.update_scales(obs)
+    mean = decoder.standard.mean
+    deviation = (decoder.standard.square - mean**2).sqrt()
     feat = torch.randn(2, 3, 6)
     vectors, image = decoder.vectors(feat), decoder.cnn(feat)
     losses = decoder.loss(feat, vectors, obs)
     assert set(losses) == {"vector", "image"}
     truth = [[*obs["agent0"][b, t], *obs["agent1"][b, t]] for b in range(2) for t in range(3)]
     for row, (b, t) in enumerate((b, t) for b in range(2) for t in range(3)):
-        errors = [(vectors[b, t, i] - symlog(x)).item() ** 2 for i, x in enumerate(truth[row])]
+        scaled = [(symlog(x) - mean[i]) / deviation[i] for i, x in enumerate(truth[row])]
+        errors = [(vectors[b, t, i] - x).item() ** 2 for i, x in enumerate(scaled)]
         assert losses["vector"][b, t].item() == pytest.approx(sum(errors), rel=1e-4)
         pixels = (image[b, t] - obs["image"][b, t].double() / 255).square().sum()
         assert losses["image"][b, t].item() == pytest.approx(pixels.item(), rel=1e-4)
