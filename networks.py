@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distributions import BoundedNormal, OneHotActions, TwoHot, symexp_bins
+from distributions import BoundedNormal, Histogram, OneHotActions
 from latents import Normals, OneHots
 
 
@@ -110,8 +110,8 @@ class Head(nn.Module):
         return self.out(self.body(feat)).float().view(*feat.shape[:-1], *self.shape)
 
 
-class TwoHotHead(Head):
-    """A head that predicts `count` numbers as two-hot categoricals, 0 at the start."""
+class NumberHead(Head):
+    """A head that predicts `count` numbers as histograms, 0 at the start."""
 
     def __init__(
         self,
@@ -123,11 +123,11 @@ class TwoHotHead(Head):
         bins: int = 255,
     ):
         super().__init__(inputs, units, layers, (count, bins), scale=0.0, norm=norm)
-        self.register_buffer("bins", symexp_bins(bins), persistent=False)
+        self.register_buffer("bins", Histogram.make_bins(bins), persistent=False)
 
-    def forward(self, feat: Tensor) -> TwoHot:
+    def forward(self, feat: Tensor) -> Histogram:
         """(..., F) to a distribution over (..., count)."""
-        return TwoHot(super().forward(feat), self.bins)
+        return Histogram(super().forward(feat), self.bins)
 
 
 class TeamView(nn.Module):
@@ -186,9 +186,9 @@ class TeamHead(nn.Module):
         self.joint = Linear(inputs - self.vectors + self.view.outputs, units)
         self.own = Linear(units + count, units, bias=False) if own else None
         self.activation = activation(units, norm)
-        self.head = TwoHotHead(units, units, layers - 1, 1 if own else count, norm)
+        self.head = NumberHead(units, units, layers - 1, 1 if own else count, norm)
 
-    def forward(self, feat: Tensor) -> TwoHot:
+    def forward(self, feat: Tensor) -> Histogram:
         """(..., F) to a distribution over (..., count)."""
         state, vectors = feat.split([feat.shape[-1] - self.vectors, self.vectors], -1)
         each, pooled = self.view(vectors)
@@ -199,7 +199,7 @@ class TeamHead(nn.Module):
         who = torch.eye(len(each), device=feat.device).expand(*views.shape[:-1], -1)
         seen = seen.unsqueeze(-2) + self.own(torch.cat([views, who], -1))
         numbers = self.head(self.activation(seen))
-        return TwoHot(numbers.logits.squeeze(-2), numbers.bins)
+        return Histogram(numbers.logits.squeeze(-2), numbers.bins)
 
 
 class RSSM(nn.Module):

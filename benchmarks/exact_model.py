@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distributions import symexp, symlog
 from models import ImagBehavior
-from networks import RSSM, TeamHead, TwoHotHead
+from networks import RSSM, NumberHead, TeamHead
 from optimizer import LaProp
 
 AGENTS, ROWS = 3, 6_400  # what the team sees anew after every --period updates
@@ -66,7 +66,7 @@ class LearnedReward(nn.Module):
 
     def __init__(self, pooled: bool):
         super().__init__()
-        flat = TwoHotHead(Motion.feat, 128, 3, 1, norm=False)
+        flat = NumberHead(Motion.feat, 128, 3, 1, norm=False)
         self.head = TeamHead(Motion.feat, Motion.widths, 128, 2, 1, norm=False) if pooled else flat
         self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         self.seen: Tensor | None = None

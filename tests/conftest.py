@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import ImagBehavior, WorldModel
-from networks import TwoHotHead
+from networks import NumberHead
 
 torch.set_num_threads(1)
 # A shell has what it runs in the background ignore SIGINT, and so would the runs tested here.
@@ -85,7 +85,7 @@ def make_world():
 def awaken():
     """Lets a head that starts at zero predict smooth numbers of modest size."""
 
-    def change(head: TwoHotHead) -> None:
+    def change(head: NumberHead) -> None:
         nn.init.normal_(head.out.weight, std=0.5)
         distance = torch.arange(255) - 127
         head.out.bias.data = -(distance.square() / 20.0).repeat(head.shape[0])

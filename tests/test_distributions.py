@@ -1,4 +1,6 @@
-"""Numbers as two-hot categoricals, and actions, against plain reimplementations."""
+"""Numbers as histograms, and actions, against plain reimplementations."""
+
+import math
 
 import pytest
 import torch
@@ -6,14 +8,12 @@ from torch.distributions import Categorical, Normal
 
 from distributions import (
     BoundedNormal,
+    Histogram,
     OneHotActions,
-    TwoHot,
     symexp,
-    symexp_bins,
     symlog,
-    two_hot,
 )
-from networks import TwoHotHead
+from networks import NumberHead
 
 SIZES = (1, 3, 2)  # action widths of three agents
 
@@ -27,64 +27,69 @@ def test_symexp_inverts_symlog():
     assert torch.allclose(symlog(torch.tensor([torch.e - 1, 1 - torch.e])), torch.tensor([1.0, -1]))
 
 
-def test_bins_are_symmetric_and_symexp_spaced():
-    bins = symexp_bins()
+def test_bins_are_symmetric_and_even():
+    bins = Histogram.make_bins()
     assert len(bins) == 255 and bins[127] == 0
     assert torch.equal(bins, -bins.flip(0))
-    assert torch.allclose(symlog(bins / 0.01), torch.linspace(-20, 20, 255), atol=1e-4)
-    assert bins[128] < 0.002 and bins[-1] > 1e6  # a hundredth of a reward counts, so do millions
+    assert torch.allclose(bins, torch.linspace(-20, 20, 255), atol=1e-5)
 
 
-def test_two_hot_recovers_numbers():
-    bins = symexp_bins(41, 5.0, 1.0)
-    x = torch.linspace(-140, 140, 999).view(3, 333)
-    target = two_hot(x, bins)
-    assert target.shape == (3, 333, 41)
-    assert (target >= 0).all() and ((target > 0).sum(-1) <= 2).all()
-    assert torch.allclose(target.sum(-1), torch.ones(3, 333))
-    assert torch.allclose((target * bins).sum(-1), x, rtol=1e-4, atol=1e-4)
+def blurred(number, bins):
+    """The target of a histogram as log-probabilities, in double precision."""
+    width = 4 * (bins[1] - bins[0])
+    places = [((math.asinh(number / 0.01) - bin) / width) ** 2 / 2 for bin in bins]
+    return torch.log_softmax(-torch.tensor(places, dtype=torch.float64), -1)
 
 
-def test_two_hot_spreads_over_neighbours():
-    bins = torch.tensor([-1.0, 0.0, 2.0, 10.0])
-    weights = two_hot(torch.tensor([0.5, -0.25, 8.0]), bins)
-    assert torch.equal(
-        weights, torch.tensor([[0, 0.75, 0.25, 0], [0.25, 0.75, 0, 0], [0, 0, 0.25, 0.75]])
-    )
+@pytest.mark.parametrize("number", [-2e4, -77.0, -1.0, -0.013, 0.0, 0.001, 0.4, 3.0, 1e5])
+def test_a_histogram_that_met_its_target_has_the_number_as_its_mean(number):
+    bins = Histogram.make_bins()
+    prediction = Histogram(blurred(number, bins.tolist()), bins)
+    assert prediction.mean.item() == pytest.approx(number, rel=1e-3, abs=1e-5)
+    assert prediction.loss(torch.tensor(number)).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_two_hot_is_one_hot_on_bins_and_beyond_them():
-    bins = symexp_bins(9, 3.0, 1.0)
-    assert torch.equal(two_hot(bins, bins), torch.eye(9))
-    outside = two_hot(torch.tensor([-1e9, -19.1, 19.1, 1e9]), bins)
-    assert torch.equal(outside.argmax(-1), torch.tensor([0, 0, 8, 8]))
-    assert torch.equal(outside.amax(-1), torch.ones(4))
+def test_a_histogram_of_chances_has_their_expectation():
+    bins = Histogram.make_bins()
+    seldom, often = (blurred(number, bins.tolist()).exp() for number in (-1.0, 0.02))
+    prediction = Histogram((0.1 * seldom + 0.9 * often).log(), bins)
+    assert prediction.mean.item() == pytest.approx(0.1 * -1.0 + 0.9 * 0.02, rel=1e-3)
+
+
+def test_numbers_beyond_the_bins_count_as_the_outermost():
+    bins = Histogram.make_bins(41, 8.0)
+    prediction = Histogram(torch.randn(41), bins)
+    edge, beyond = 0.01 * math.sinh(8.0), torch.tensor([1e9, -1e9])
+    assert torch.allclose(prediction.loss(beyond), prediction.loss(torch.tensor([edge, -edge])))
 
 
 @pytest.mark.parametrize("logit", [0.0, 3.3])
-def test_two_hot_mean_is_exactly_zero_for_equal_logits(logit):
-    assert (TwoHot(torch.full((7, 255), logit), symexp_bins()).mean == 0).all()
-    assert (TwoHotHead(6, 8, 1, 2)(torch.randn(5, 6)).mean == 0).all()
+def test_a_histogram_mean_is_exactly_zero_for_equal_logits(logit):
+    assert (Histogram(torch.full((7, 255), logit), Histogram.make_bins()).mean == 0).all()
+    assert (NumberHead(6, 8, 1, 2)(torch.randn(5, 6)).mean == 0).all()
 
 
-def test_two_hot_mean_and_loss_against_brute_force():
-    bins = symexp_bins(21, 4.0, 1.0)
+def test_histogram_mean_and_loss_against_brute_force():
+    bins = Histogram.make_bins(21, 4.0)
     logits = torch.randn(6, 2, 21)
-    number = torch.randn(6, 2) * 20
-    prediction = TwoHot(logits, bins)
+    number = torch.randn(6, 2) * 0.1
+    prediction = Histogram(logits, bins)
+    shrink = math.exp(-((4 * 0.4) ** 2) / 2)
+    values = torch.tensor([0.01 * shrink * math.sinh(bin) for bin in bins.tolist()])
     for i in range(6):
         for j in range(2):
             p = logits[i, j].double().exp() / logits[i, j].double().exp().sum()
-            assert prediction.mean[i, j].item() == pytest.approx((p * bins).sum().item(), abs=1e-4)
-            above = next(k for k in range(21) if bins[k] > number[i, j])
-            share = (number[i, j] - bins[above - 1]) / (bins[above] - bins[above - 1])
-            cross = -(1 - share) * p[above - 1].log() - share * p[above].log()
-            assert prediction.loss(number)[i, j].item() == pytest.approx(cross.item(), rel=1e-4)
+            assert prediction.mean[i, j].item() == pytest.approx(
+                (p * values).sum().item(), abs=1e-5
+            )
+            target = blurred(number[i, j].item(), bins.tolist())
+            divergence = (target.exp() * (target - p.log())).sum().item()
+            assert prediction.loss(number)[i, j].item() == pytest.approx(divergence, rel=1e-4)
 
 
-def test_two_hot_loss_gives_its_target_no_gradient():
-    logits, target = torch.zeros(3, 5, requires_grad=True), torch.ones(3, requires_grad=True)
-    TwoHot(logits, symexp_bins(5, 2.0)).loss(target).sum().backward()
+def test_histogram_loss_gives_its_target_no_gradient():
+    logits, target = torch.randn(3, 5, requires_grad=True), torch.ones(3, requires_grad=True)
+    Histogram(logits, Histogram.make_bins(5, 2.0)).loss(target).sum().backward()
     assert target.grad is None and logits.grad.abs().sum() > 0
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
-from distributions import TwoHot
+from distributions import Histogram
 from latents import OneHots
 from models import (
     Dreamer,
@@ -261,8 +261,8 @@ def test_one_rollout_feeds_everything(make_dreamer, monkeypatch, gradient, rewar
     assert len(steps) == 3 and all(loss.shape == (6, 3) for loss in losses.values())
 
 
-def cross_entropy(logits, number, bins):
-    return TwoHot(logits, bins).loss(number)
+def divergence(logits, number, bins):
+    return Histogram(logits, bins).loss(number)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -306,8 +306,8 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
                     -float(weight * (gain + bonus)), abs=2e-4
                 )
                 logits = critic.logits[m, t]
-                value = cross_entropy(logits, returns[m, t], critic.bins)
-                value += cross_entropy(logits, slow[m, t], critic.bins)
+                value = divergence(logits, returns[m, t], critic.bins)
+                value += divergence(logits, slow[m, t], critic.bins)
                 assert losses["value"][m, t].item() == pytest.approx(
                     float(weight * value.mean()), abs=1e-3
                 )
@@ -328,8 +328,8 @@ def test_replay_loss_against_brute_force_at_seams(make_dreamer):
         for t in range(7, -1, -1):
             rest = value[b, t + 1] if last[b, t + 1] else 0.2 * value[b, t + 1] + 0.8 * carried
             carried = reward[b, t + 1] + (0.0 if terminal[b, t + 1] else 0.9 * rest)
-            expected = cross_entropy(critic.logits[b, t], carried, critic.bins)
-            expected += cross_entropy(critic.logits[b, t], slow[b, t], critic.bins)
+            expected = divergence(critic.logits[b, t], carried, critic.bins)
+            expected += divergence(critic.logits[b, t], slow[b, t], critic.bins)
             expected = 0.0 if last[b, t] else expected.item()
             assert loss[b, t].item() == pytest.approx(expected, rel=1e-4)
     later = feat.clone(), reward.clone()
