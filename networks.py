@@ -147,7 +147,7 @@ class TeamView(nn.Module):
         self.outputs = units * len(kinds)
 
     def forward(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Vectors head to tail (..., sum of widths), as symlog values, each and pooled.
+        """Vectors head to tail (..., sum of widths), as the decoder has them, each and pooled.
 
         Returns N tensors (..., units), and (..., outputs).
         """
