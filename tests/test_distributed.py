@@ -49,6 +49,7 @@ def learn(rank: int, folder: Path, team: Dreamer, batches: list[dict], returns: 
     fourth in which what the second rank sees is not finite."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    team = copy.deepcopy(team)  # what was handed over lies in memory that both ranks share
     learner = Learner(settings(), team)
     for update in range(3):
         torch.manual_seed(10 * update + rank)
@@ -72,7 +73,7 @@ def test_two_ranks_have_the_gradients_of_one_process(
     world = make_world()
     team = Dreamer(world, make_behavior(world.feat), None, "mean", settings().loss_scales.as_dict())
     batches, returns = [make_batch(world) for _ in range(2)], [torch.randn(30, 1) for _ in range(2)]
-    multiprocessing.spawn(learn, (tmp_path, copy.deepcopy(team), batches, returns), nprocs=2)
+    multiprocessing.spawn(learn, (tmp_path, team, batches, returns), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone, loss = Learner(settings(), team), 0.0
     team.world.update_scales(
