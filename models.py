@@ -135,8 +135,9 @@ class WorldModel(nn.Module):
 
     def update_scales(self, batch: dict[str, Tensor]) -> None:
         """Take in how large the vectors of replayed sequences are."""
-        self.encoder.update_scales(batch)
-        self.decoder.update_scales(batch)
+        for part in (self.encoder, self.decoder):
+            if part.standard:
+                part.standard.update(batch)
 
     def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""

@@ -146,7 +146,8 @@ class KeypointDecoder(nn.Module):
 
 
 class Standard(nn.Module):
-    """Vectors (..., W) after symlog and on one footing: about mean 0 and deviation 1 each number.
+    """Vectors of observations, head to tail (..., outputs), after symlog and on one footing: about
+    mean 0 and deviation 1 each number. Takes those that `sizes` maps to their widths.
 
     What is small, like a lidar's reading, would be drowned by positions, both as an input and in
     the squared error of its prediction. Means and deviations are those of the replayed rows; they
@@ -156,24 +157,33 @@ class Standard(nn.Module):
     FINEST = 0.1  # deviations below it count as this much: not every trifle is worth predicting
     SLOWEST = 1e-3  # share of the newest rows in the averages, once many have been seen
 
-    def __init__(self, width: int):
+    def __init__(self, sizes: dict[str, int]):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("square", torch.ones(width))
+        self.keys, self.outputs = list(sizes), sum(sizes.values())
+        self.register_buffer("mean", torch.zeros(self.outputs))
+        self.register_buffer("square", torch.ones(self.outputs))
         self.register_buffer("count", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Take in observed vectors."""
-        rows = concatenate(symlog(x).flatten(0, -2))
+    def update(self, obs: dict[str, Tensor]) -> None:
+        """Take in how large observed vectors are."""
+        rows = concatenate(self._join(obs).flatten(0, -2))
         self.count += 1
         rate = (1 / self.count).clamp(min=self.SLOWEST)
         self.mean.lerp_(rows.mean(0), rate)
         self.square.lerp_(rows.square().mean(0), rate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
         deviation = (self.square - self.mean.square()).clamp(min=self.FINEST**2).sqrt()
-        return (symlog(x) - self.mean) / deviation
+        return (self._join(obs) - self.mean) / deviation
+
+    def _join(self, obs: dict[str, Tensor]) -> Tensor:
+        return symlog(torch.cat([obs[key] for key in self.keys], -1))
+
+
+def vector_sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """The widths of those observations that are vectors, from the shapes of all."""
+    return {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
 
 
 class MultiEncoder(nn.Module):
@@ -194,12 +204,11 @@ class MultiEncoder(nn.Module):
         points: int = 0,
     ):
         super().__init__()
-        self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
         self.outputs = 0
-        if self.vectors:
-            inputs = sum(shapes[key][0] for key in self.vectors)
-            self.standard = Standard(inputs)
-            self.mlp = MLP(inputs, units, layers, norm)
+        sizes = vector_sizes(shapes)
+        self.standard = Standard(sizes) if sizes else None
+        if self.standard:
+            self.mlp = MLP(self.standard.outputs, units, layers, norm)
             self.outputs += units
         self.image = "image" in shapes
         if self.image and points:
@@ -210,16 +219,10 @@ class MultiEncoder(nn.Module):
             self.cnn = ImageEncoder(shapes["image"][0], depth, norm)
             self.outputs += self.cnn.outputs
 
-    def update_scales(self, obs: dict[str, Tensor]) -> None:
-        """Take in how large observed vectors are."""
-        if self.vectors:
-            self.standard.update(torch.cat([obs[key] for key in self.vectors], -1))
-
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         parts = []
-        if self.vectors:
-            vectors = torch.cat([obs[key] for key in self.vectors], -1)
-            parts.append(self.mlp(self.standard(vectors)))
+        if self.standard:
+            parts.append(self.mlp(self.standard(obs)))
         if self.image:
             image = obs["image"]
             parts.append(self.cnn(image.flatten(0, -4)).unflatten(0, image.shape[:-3]))
@@ -252,30 +255,23 @@ class MultiDecoder(nn.Module):
         points: int = 0,
     ):
         super().__init__()
-        self.sizes = {key: shape[0] for key, shape in shapes.items() if len(shape) == 1}
-        if self.sizes:
-            outputs = sum(self.sizes.values())
-            self.standard = Standard(outputs)
-            self.mlp = Head(inputs, units, layers, (outputs,), 1.0, norm)
+        self.sizes = vector_sizes(shapes)
+        self.standard = Standard(self.sizes) if self.sizes else None
+        if self.standard:
+            self.mlp = Head(inputs, units, layers, (self.standard.outputs,), 1.0, norm)
         self.image = "image" in shapes
         if self.image:
             self.cnn = make_image_decoder(inputs, shapes["image"][0], depth, points, units, norm)
 
-    def update_scales(self, obs: dict[str, Tensor]) -> None:
-        """Take in how large observed vectors are."""
-        if self.sizes:
-            self.standard.update(torch.cat([obs[key] for key in self.sizes], -1))
-
     def vectors(self, feat: Tensor) -> Tensor:
         """The vectors of all agents head to tail, as `Standard` has them; of width 0 if none."""
-        return self.mlp(feat) if self.sizes else feat[..., :0]
+        return self.mlp(feat) if self.standard else feat[..., :0]
 
     def loss(self, feat: Tensor, vectors: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Squared errors of `vectors` and of the image (...), summed over what was observed."""
         losses = {}
-        if self.sizes:
-            truth = torch.cat([obs[key] for key in self.sizes], -1)
-            losses["vector"] = (vectors - self.standard(truth)).square().sum(-1)
+        if self.standard:
+            losses["vector"] = (vectors - self.standard(obs)).square().sum(-1)
         if self.image:
             error = self.cnn(feat) - obs["image"].float() / 255
             losses["image"] = error.square().sum((-3, -2, -1))

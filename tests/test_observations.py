@@ -89,11 +89,12 @@ def test_keypoints_are_drawn_where_they_are_in_the_colour_they_got():
 
 
 def test_a_standard_puts_vectors_on_one_footing():
-    standard, symlogs = Standard(3), torch.randn(3, 4, 5, 3) * torch.tensor([2.0, 0.3, 0.01]) + 1
-    batches = symexp(symlogs)
-    assert torch.allclose(standard(batches[0]), symlogs[0], atol=1e-5)
-    for batch in batches:
-        standard.update(batch)
+    standard = Standard({"agent0": 1, "agent1": 2})
+    symlogs = torch.randn(3, 4, 5, 3) * torch.tensor([2.0, 0.3, 0.01]) + 1
+    batches = dict(zip(("agent0", "agent1"), symexp(symlogs).split([1, 2], -1), strict=True))
+    assert torch.allclose(standard(batches), symlogs, atol=1e-5)
+    for i in range(3):
+        standard.update({key: rows[i] for key, rows in batches.items()})
     rows = symlogs.flatten(0, -2)
     deviation = rows.std(0, correction=0)
     assert deviation[2] < 0.1
@@ -102,9 +103,9 @@ def test_a_standard_puts_vectors_on_one_footing():
 
 
 def test_a_standard_goes_on_learning():
-    standard, found = Standard(1), []
+    standard, found = Standard({"agent0": 1}), []
     for offset in [0.0] * 2000 + [1.0] * 2000:
-        standard.update(symexp(torch.tensor([[offset - 0.5], [offset + 0.5]])))
+        standard.update({"agent0": symexp(torch.tensor([[offset - 0.5], [offset + 0.5]]))})
         found.append(standard.mean.item())
     assert found[1999] == pytest.approx(0, abs=1e-5)
     assert found[3999] == pytest.approx(1 - 0.999**2000, abs=1e-3)
@@ -121,10 +122,10 @@ def make_obs(*lead):
 @pytest.mark.parametrize("points", [0, 4])
 def test_multi_encoder_joins_vectors_and_image(points):
     encoder, obs = MultiEncoder(SHAPES, 8, 1, 2, points=points), make_obs(2, 4)
-    encoder.update_scales(obs)
+    encoder.standard.update(obs)
     embed = encoder(obs)
     assert embed.shape == (2, 4, encoder.outputs)
-    vectors = encoder.mlp(encoder.standard(torch.cat([obs["agent0"], obs["agent1"]], -1)))
+    vectors = encoder.mlp(encoder.standard(obs))
     assert torch.allclose(embed[..., :8], vectors, atol=1e-6)
     one = encoder({key: value[1, 2:3] for key, value in obs.items()})
     assert torch.allclose(one[0], embed[1, 2], atol=1e-5)
@@ -133,7 +134,7 @@ def test_multi_encoder_joins_vectors_and_image(points):
 @pytest.mark.parametrize("points", [0, 4])
 def test_multi_decoder_loss_against_brute_force(points):
     decoder, obs = MultiDecoder(SHAPES, 6, 8, 1, 2, points=points), make_obs(2, 3)
-    decoder.update_scales(obs)
+    decoder.standard.update(obs)
     mean = decoder.standard.mean
     deviation = (decoder.standard.square - mean**2).sqrt()
     feat = torch.randn(2, 3, 6)
