@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.sides import play_side
 from models import Dreamer
 from rollout import Player, Tally, play_episodes, summarise
 
@@ -192,3 +193,24 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
     for action, mode in plays:
         assert torch.allclose(action, mode, atol=1e-3)  # the memory was stored in half precision
+
+
+def test_others_than_a_side_play_at_random(dreamer):
+    env, told = Countdown([4, 4, 4]), []
+    policy = dreamer.policy
+
+    def heard(rows, led_here, *rest):
+        told.append(led_here)
+        return policy(rows, led_here, *rest)
+
+    dreamer.policy = heard
+    env.device = torch.device("cpu")
+    returns = play_side(env, dreamer, [0], steps=4)
+    expected = [
+        sum(k * copy + t / 10 for t in range(1, 5) for copy in (1, 2, 3)) / 3 for k in (1, 2)
+    ]
+    assert returns.tolist() == pytest.approx(expected)
+    for played, drawn, heard_of in zip(env.actions, env.drawn, told[1:], strict=False):
+        assert torch.equal(played[:, 1], drawn[:, 1])
+        assert not (played[:, 0] == drawn[:, 0]).any()
+        assert torch.equal(heard_of, played)
