@@ -348,7 +348,7 @@ class ImagBehavior(nn.Module):
         """Towards the returns, and towards the slow copy's own view, which steadies it."""
         value = self.critic(feat)
         with torch.no_grad():
-            slow = self.slow_critic(feat).mean
+            slow = self.slow_critic(feat.detach()).mean
         return (value.loss(returns) + value.loss(slow)).mean(-1)
 
     def _choose_starts(self, state: State, is_terminal: Tensor) -> tuple[State, Tensor]:

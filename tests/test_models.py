@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
+from torch.utils.flop_counter import FlopCounterMode
 
 from distributions import Histogram
 from latents import OneHots
@@ -517,3 +518,10 @@ def test_video_shows_truth_prediction_and_error(make_dreamer, make_batch, image)
         assert (column[:, 16:32] - 255 * drawn[b]).abs().max() < 0.51
         error = (255 * (drawn[b] + 1) - truth) / 2
         assert (column[:, 32:] - error).abs().max() < 0.51
+
+
+def test_the_products_of_an_update_can_be_counted(make_dreamer, make_batch):
+    dreamer = make_dreamer()
+    with FlopCounterMode(display=False) as counter:  # as benchmarks/speed.py does
+        dreamer.losses(make_batch(dreamer.world))[0].backward()
+    assert counter.get_total_flops() > 0
