@@ -8,6 +8,7 @@ none. Prints a table of the agents' mean returns over whole episodes of one leng
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -16,20 +17,20 @@ from torch import Tensor
 from build import make_dreamer, make_env
 from checkpoint import Checkpoints
 from config import load_config
+from dreamer import EVAL_SEED
 from envs.vmas import Vmas
 from learner import Learner
 from models import Dreamer
 from rollout import Player, Tally
+from tools import UserError
 
 ROOT = Path(__file__).parent.parent
 
 
 def play_side(env: Vmas, dreamer: Dreamer, acting: list[int], steps: int) -> Tensor:
     """Mean returns (N,) of `steps` steps in each copy, where agents not `acting` play at random."""
-    player, tally = (
-        Player(env, dreamer, explore=False),
-        Tally(env.num_envs, env.n_agents, env.device),
-    )
+    player = Player(env, dreamer, explore=False)
+    tally = Tally(env.num_envs, env.n_agents, env.device)
     random = torch.ones(env.n_agents, dtype=torch.bool, device=env.device)
     random[acting] = False
     for _ in range(steps + 1):
@@ -39,26 +40,29 @@ def play_side(env: Vmas, dreamer: Dreamer, acting: list[int], steps: int) -> Ten
     return tally.take()[0].mean(0)
 
 
-def main() -> None:
-    """Load the run, and play every side."""
+def main(argv: list[str]) -> None:
+    """Load the run, and play every side. Raises `UserError`."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--logdir", required=True)
     parser.add_argument("--side", type=int, nargs="+", action="append", help="agents, from 0")
     parser.add_argument("--episodes", type=int, default=256)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     flags, saved = ["--logdir", args.logdir], Path(args.logdir) / "config.yaml"
     config = load_config(flags, ROOT / "configs.yaml", saved=saved)
     device = torch.device("cpu")
-    env = make_env(config, device, args.episodes, config.seed + 20_000)
+    env = make_env(config, device, args.episodes, EVAL_SEED + config.seed)
+    everyone, sides = list(range(env.n_agents)), args.side or []
+    if unknown := sorted({agent for side in sides for agent in side} - set(everyone)):
+        raise UserError(f"--side {unknown[0]}: expected agents from 0 to {everyone[-1]}")
+    if not (state := Checkpoints(Path(args.logdir)).load(device)):
+        raise UserError(f"--logdir {args.logdir}: there is no latest.pt to play")
     learner = Learner(config, make_dreamer(config, env))
-    state = Checkpoints(Path(args.logdir)).load(device)
     learner.load_weights(state, args.logdir)
     print(f"{args.episodes} episodes, after {state['step']:,} steps of training")
     print("| agents that act |", " | ".join(f"agent{i}" for i in range(env.n_agents)), "|")
     print("|---" * (env.n_agents + 1) + "|")
-    everyone = list(range(env.n_agents))
-    for acting in [[], *(args.side or []), everyone]:
+    for acting in [[], *sides, everyone]:
         torch.manual_seed(config.seed)
         returns = play_side(env, learner.dreamer, acting, config.time_limit)
         names = ", ".join(map(str, acting)) or "none"
@@ -66,4 +70,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"sides.py: {error}", file=sys.stderr)
+        sys.exit(2)

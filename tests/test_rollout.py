@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.sides import play_side
+from benchmarks import sides
 from models import Dreamer
 from rollout import Player, Tally, play_episodes, summarise
 
@@ -205,7 +205,7 @@ def test_others_than_a_side_play_at_random(dreamer):
 
     dreamer.policy = heard
     env.device = torch.device("cpu")
-    returns = play_side(env, dreamer, [0], steps=4)
+    returns = sides.play_side(env, dreamer, [0], steps=4)
     expected = [
         sum(k * copy + t / 10 for t in range(1, 5) for copy in (1, 2, 3)) / 3 for k in (1, 2)
     ]
