@@ -99,10 +99,11 @@ def play(
     """Play `eval_episode_num` episodes with the actors' modes, in scenes of their own.
 
     Random states outside are left as they were. Returns the agents' returns (episodes, N),
-    lengths (episodes,) and frames (T, copies, size, size, 3) of some copies; `keep` gets all rows.
+    lengths (episodes,) and frames (T, copies, size, size, 3) of some copies of the first round;
+    `keep` gets all rows of it.
     """
-    seed, frames = EVAL_SEED + config.seed, []
-    env = make_env(config, dreamer.device, config.eval_episode_num, seed)
+    seed, episodes, frames = EVAL_SEED + config.seed, config.eval_episode_num, []
+    env = make_env(config, dreamer.device, min(config.eval_envs, episodes), seed)
 
     def watch(rows: Rows) -> None:
         frames.append(env.render(size, copies=min(copies, env.num_envs), legible=True))
@@ -111,13 +112,13 @@ def play(
     gpu = [dreamer.device] if dreamer.device.type == "cuda" else []
     with torch.random.fork_rng(gpu):
         torch.manual_seed(seed)
-        returns, lengths = play_episodes(env, dreamer, watch)
+        returns, lengths = play_episodes(env, dreamer, episodes, watch)
     return returns, lengths, torch.stack(frames)
 
 
 def evaluate(config: Config, dreamer: Dreamer, folder: Path, logger: Logger) -> None:
     """Log how the team does now; a few of the episodes go to a gif and to the folder."""
-    few = min(config.eval_episode_num, EVAL_KEPT)
+    few = min(config.eval_envs, config.eval_episode_num, EVAL_KEPT)
     recorded = None
 
     def keep(rows: Rows) -> None:

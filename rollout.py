@@ -1,7 +1,7 @@
 """A team at play: acting in a batch of environments, and the tally of its episodes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -147,20 +147,42 @@ def summarise(returns: Tensor, lengths: Tensor, prefix: str) -> dict[str, float]
 def play_episodes(
     env: Environment,
     dreamer: Dreamer,
+    episodes: int | None = None,
     keep: Callable[[dict[str, Tensor]], None] = lambda rows: None,
+    at_random: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Play one whole episode in each copy with the actors' modes; `keep` is shown every row.
+    """Play whole episodes with the actors' modes: by default one in each copy.
 
-    Returns the agents' returns (B, N) and the episodes' lengths (B,).
+    Rounds of one episode a copy follow each other, and each begins with a reset of all, as some
+    scenarios draw what all copies share only then. Agents `at_random` play uniform actions; `keep`
+    is shown every row of the first round. Returns the agents' returns (episodes, N) and the
+    episodes' lengths (episodes,).
     """
+    episodes = episodes or env.num_envs
+    rounds = [_play_round(env, dreamer, keep, at_random)]
+    while len(rounds) * env.num_envs < episodes:
+        rounds.append(_play_round(env, dreamer, lambda rows: None, at_random))
+    totals = torch.cat(rounds)[:episodes]
+    return totals[:, :-1], totals[:, -1]
+
+
+def _play_round(
+    env: Environment,
+    dreamer: Dreamer,
+    keep: Callable[[dict[str, Tensor]], None],
+    at_random: Sequence[int],
+) -> Tensor:
+    """Returns and length (B, N + 1) of one whole episode in each copy."""
     player = Player(env, dreamer, explore=False)
     tally = Tally(env.num_envs, env.n_agents, dreamer.device)
     playing = torch.ones(env.num_envs, dtype=torch.bool, device=dreamer.device)
     totals = torch.zeros_like(tally.now)
     while playing.any():
         rows = player.step()
+        if at_random:  # the model is told what they really did: the next row comes with it
+            player.action[:, at_random] = env.random_action()[:, at_random]
         keep(rows)
         tally.add(rows)
         totals = torch.where(playing.unsqueeze(-1), tally.now, totals)
         playing &= ~rows["is_last"]
-    return totals[:, :-1], totals[:, -1]
+    return totals

@@ -4,7 +4,7 @@
 
 Returns of both sides as they learned against each other say which is ahead, not whether either
 learned. Here the agents of one side act by their modes, and all others at random; then all act, and
-none. Prints a table of the agents' mean returns over whole episodes of one length.
+none. Prints a table of the agents' mean returns over whole episodes.
 """
 
 import argparse
@@ -12,32 +12,16 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from build import make_dreamer, make_env
 from checkpoint import Checkpoints
 from config import load_config
 from dreamer import EVAL_SEED
-from envs.vmas import Vmas
 from learner import Learner
-from models import Dreamer
-from rollout import Player, Tally
+from rollout import play_episodes
 from tools import UserError
 
 ROOT = Path(__file__).parent.parent
-
-
-def play_side(env: Vmas, dreamer: Dreamer, acting: list[int], steps: int) -> Tensor:
-    """Mean returns (N,) of `steps` steps in each copy, where agents not `acting` play at random."""
-    player = Player(env, dreamer, explore=False)
-    tally = Tally(env.num_envs, env.n_agents, env.device)
-    random = torch.ones(env.n_agents, dtype=torch.bool, device=env.device)
-    random[acting] = False
-    for _ in range(steps + 1):
-        tally.add(player.step())
-        # The model is told what was really done: the next row comes with this action.
-        player.action = torch.where(random[:, None], env.random_action(), player.action)
-    return tally.take()[0].mean(0)
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +35,8 @@ def main(argv: list[str]) -> None:
     flags, saved = ["--logdir", args.logdir], Path(args.logdir) / "config.yaml"
     config = load_config(flags, ROOT / "configs.yaml", saved=saved)
     device = torch.device("cpu")
-    env = make_env(config, device, args.episodes, EVAL_SEED + config.seed)
+    copies = min(config.eval_envs, args.episodes)
+    env = make_env(config, device, copies, EVAL_SEED + config.seed)
     everyone, sides = list(range(env.n_agents)), args.side or []
     if unknown := sorted({agent for side in sides for agent in side} - set(everyone)):
         raise UserError(f"--side {unknown[0]}: expected agents from 0 to {everyone[-1]}")
@@ -64,9 +49,10 @@ def main(argv: list[str]) -> None:
     print("|---" * (env.n_agents + 1) + "|")
     for acting in [[], *sides, everyone]:
         torch.manual_seed(config.seed)
-        returns = play_side(env, learner.dreamer, acting, config.time_limit)
+        others = [agent for agent in everyone if agent not in acting]
+        returns, _ = play_episodes(env, learner.dreamer, args.episodes, at_random=others)
         names = ", ".join(map(str, acting)) or "none"
-        print(f"| {names} |", " | ".join(f"{value:.1f}" for value in returns.tolist()), "|")
+        print(f"| {names} |", " | ".join(f"{value:.1f}" for value in returns.mean(0).tolist()), "|")
 
 
 if __name__ == "__main__":

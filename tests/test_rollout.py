@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from benchmarks import sides
 from models import Dreamer
 from rollout import Player, Tally, play_episodes, summarise
 
@@ -20,7 +19,7 @@ class Countdown:
 
     def __init__(self, lengths=LENGTHS):
         self.lengths = torch.tensor(lengths)
-        self.actions, self.drawn = [], []
+        self.actions, self.drawn, self.resets = [], [], 0
 
     def rows(self, first):
         copy, step = torch.arange(3.0), self.steps.float()
@@ -35,6 +34,7 @@ class Countdown:
         }
 
     def reset(self):
+        self.resets += 1
         self.steps = torch.zeros(3, dtype=torch.long)
         return self.rows(torch.ones(3, dtype=torch.bool))
 
@@ -173,7 +173,7 @@ def test_summary_is_the_mean_over_agents_and_names_them_where_they_differ():
 @pytest.mark.parametrize("lengths", [LENGTHS, (4, 4, 4), (1, 9, 2)])
 def test_play_episodes_counts_exactly_one_whole_episode_of_each_copy(dreamer, lengths):
     kept = []
-    returns, steps = play_episodes(Countdown(lengths), dreamer, kept.append)
+    returns, steps = play_episodes(Countdown(lengths), dreamer, keep=kept.append)
     assert len(kept) == max(lengths) + 1 and steps.tolist() == list(lengths)
     for copy in range(3):
         first = episodes(kept, copy)[0]
@@ -187,7 +187,7 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         torch.manual_seed(seed)
         dreamer.behavior.actors.max_std = 10.0 * seed
         rows = []
-        returns, _ = play_episodes(Countdown((1, 1, 1)), dreamer, rows.append)
+        returns, _ = play_episodes(Countdown((1, 1, 1)), dreamer, keep=rows.append)
         assert not returns.requires_grad and not rows[-1]["action"].requires_grad
         feat = dreamer.world.features(dreamer.world.rssm.unpack(rows[0]))
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
@@ -195,7 +195,15 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         assert torch.allclose(action, mode, atol=1e-3)  # the memory was stored in half precision
 
 
-def test_others_than_a_side_play_at_random(dreamer):
+def test_play_episodes_in_rounds_that_each_begin_with_a_reset(dreamer):
+    env, kept = Countdown((3, 1, 5)), []
+    returns, lengths = play_episodes(env, dreamer, 7, keep=kept.append)
+    assert env.resets == 3 and len(kept) == 6  # of the first round
+    assert lengths.tolist() == [3, 1, 5, 3, 1, 5, 3]
+    assert torch.equal(returns[3:6], returns[:3]) and torch.equal(returns[6], returns[0])
+
+
+def test_some_agents_play_at_random(dreamer):
     env, told = Countdown([4, 4, 4]), []
     policy = dreamer.policy
 
@@ -204,12 +212,11 @@ def test_others_than_a_side_play_at_random(dreamer):
         return policy(rows, led_here, *rest)
 
     dreamer.policy = heard
-    env.device = torch.device("cpu")
-    returns = sides.play_side(env, dreamer, [0], steps=4)
-    expected = [
-        sum(k * copy + t / 10 for t in range(1, 5) for copy in (1, 2, 3)) / 3 for k in (1, 2)
-    ]
-    assert returns.tolist() == pytest.approx(expected)
+    returns, _ = play_episodes(env, dreamer, at_random=[1])
+    expected = [[k * copy + t / 10 for t in range(1, 5) for k in (1, 2)] for copy in (1, 2, 3)]
+    assert returns.flatten().tolist() == pytest.approx(
+        [sum(paid[agent::2]) for paid in expected for agent in (0, 1)]
+    )
     for played, drawn, heard_of in zip(env.actions, env.drawn, told[1:], strict=False):
         assert torch.equal(played[:, 1], drawn[:, 1])
         assert not (played[:, 0] == drawn[:, 0]).any()
