@@ -16,77 +16,11 @@ Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distributions import BoundedNormal, Histogram, OneHotActions
 from latents import Normals, OneHots
-
-
-def init_weights(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
-    """Fill with a truncated normal of deviation scale / sqrt(fan_in) (zeros for scale 0)."""
-    if scale == 0:
-        return nn.init.zeros_(weight)
-    # Cutting a normal at two deviations shrinks its deviation to this share.
-    std = scale / fan_in**0.5 / 0.87962566
-    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-class Linear(nn.Linear):
-    """A linear layer that starts as DreamerV3's do."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, scale: float = 1.0):
-        super().__init__(inputs, outputs, bias)
-        init_weights(self.weight, inputs, scale)
-        if bias:
-            nn.init.zeros_(self.bias)
-
-
-class BlockLinear(nn.Module):
-    """A block-diagonal linear layer: `blocks` groups of inputs feed their own group of outputs."""
-
-    def __init__(self, inputs: int, outputs: int, blocks: int):
-        super().__init__()
-        shape = (blocks, inputs // blocks, outputs // blocks)
-        self.weight = nn.Parameter(init_weights(torch.empty(shape), inputs // blocks))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, inputs) to (M, outputs), without a bias."""
-        blocks, inputs, _ = self.weight.shape
-        x = x.view(-1, blocks, inputs).transpose(0, 1)
-        return torch.bmm(x, self.weight).transpose(0, 1).flatten(1)
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm in float32, whatever the precision of the product before it."""
-
-    def __init__(self, units: int):
-        super().__init__(units, eps=1e-4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
-
-
-def activation(units: int, norm: bool = True) -> nn.Sequential:
-    """SiLU, after RMSNorm if `norm`.
-
-    A norm takes away how large its input is, which predictions of positions and distances need.
-    """
-    return nn.Sequential(RMSNorm(units), nn.SiLU()) if norm else nn.Sequential(nn.SiLU())
-
-
-class MLP(nn.Sequential):
-    """`layers` of linear, RMSNorm (if `norm`) and SiLU.
-
-    The linear layers need their bias: without it, RMSNorm would hide how large an input is.
-    """
-
-    def __init__(self, inputs: int, units: int, layers: int, norm: bool = True):
-        parts = []
-        for _ in range(layers):
-            parts += [Linear(inputs, units), activation(units, norm)]
-            inputs = units
-        super().__init__(*parts)
+from layers import MLP, BlockLinear, Linear, RMSNorm, SharedLinear, StackedLinear, activation
 
 
 class Head(nn.Module):
@@ -145,19 +79,26 @@ class TeamView(nn.Module):
         self.members = [[i for i, w in enumerate(widths) if w == width] for width in kinds]
         self.mlps = nn.ModuleList(MLP(width, units, layers, norm) for width in kinds)
         self.outputs = units * len(kinds)
+        order = [i for members in self.members for i in members]
+        place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
+        self.register_buffer("place", place, persistent=False)
 
-    def forward(self, vectors: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors head to tail (..., sum of widths), as the decoder has them, each and pooled.
 
-        Returns N tensors (..., units), and (..., outputs).
+        Returns (..., N, units) and (..., outputs), or twice `vectors` if they are of width 0.
         """
-        each, pooled = list(vectors.split(self.widths, -1)), []
-        for members, mlp in zip(self.members, self.mlps, strict=True):
-            views = mlp(torch.stack([each[i] for i in members], -2))
-            pooled.append(views.amax(-2))
-            for i, view in zip(members, views.unbind(-2), strict=True):
-                each[i] = view
-        return each, torch.cat(pooled, -1) if pooled else vectors
+        if not self.widths:
+            return vectors, vectors
+        parts = vectors.split(self.widths, -1)
+        views = [
+            mlp(torch.stack([parts[i] for i in members], -2))
+            for members, mlp in zip(self.members, self.mlps, strict=True)
+        ]
+        pooled = torch.cat([view.amax(-2) for view in views], -1)
+        if len(views) == 1:
+            return views[0], pooled
+        return torch.cat(views, -2).index_select(-2, self.place), pooled
 
 
 class TeamHead(nn.Module):
@@ -195,9 +136,8 @@ class TeamHead(nn.Module):
         seen = self.joint(torch.cat([state, pooled], -1))
         if self.own is None:
             return self.head(self.activation(seen))
-        views = torch.stack(each, -2)  # (..., N, units)
-        who = torch.eye(len(each), device=feat.device).expand(*views.shape[:-1], -1)
-        seen = seen.unsqueeze(-2) + self.own(torch.cat([views, who], -1))
+        who = torch.eye(each.shape[-2], device=feat.device).expand(*each.shape[:-1], -1)
+        seen = seen.unsqueeze(-2) + self.own(torch.cat([each, who], -1))
         numbers = self.head(self.activation(seen))
         return Histogram(numbers.logits.squeeze(-2), numbers.bins)
 
@@ -323,30 +263,6 @@ class RSSM(nn.Module):
         return deter, stoch, post
 
 
-class StackedLinear(nn.Module):
-    """N linear layers as one batched product: weight (N, inputs, outputs)."""
-
-    def __init__(self, count: int, inputs: int, outputs: int, scale: float = 1.0):
-        super().__init__()
-        self.weight = nn.Parameter(init_weights(torch.empty(count, inputs, outputs), inputs, scale))
-        self.bias = nn.Parameter(torch.zeros(count, 1, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, M, inputs), or (M, inputs) for all alike, to (N, M, outputs)."""
-        return torch.matmul(x, self.weight) + self.bias
-
-
-class StackedRMSNorm(nn.Module):
-    """N RMSNorms over (N, M, units), each with its own scale."""
-
-    def __init__(self, count: int, units: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(count, 1, units))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=1e-4) * self.scale
-
-
 class Actors(nn.Module):
     """One policy per agent, as one module of stacked weights, so that N cost about what one does.
 
@@ -375,11 +291,18 @@ class Actors(nn.Module):
         count, width = len(action_sizes), max(action_sizes)
         self.vectors = sum(widths)
         self.view = TeamView(widths, units, 2)
-        self.joint = StackedLinear(count, inputs + self.view.outputs, units)
-        self.own = StackedLinear(count, units, units) if len(widths) == count else None
-        body = [StackedRMSNorm(count, units), nn.SiLU()]
+        # Two products instead of one: nobody asks for the gradient of the features.
+        share = (inputs / (inputs + self.view.outputs)) ** 0.5
+        self.joint = SharedLinear(count, inputs, units, scale=share)
+        self.pooled = self.own = None
+        if widths:
+            rest = (1 - share**2) ** 0.5
+            self.pooled = SharedLinear(count, self.view.outputs, units, bias=False, scale=rest)
+        if len(widths) == count:
+            self.own = StackedLinear(count, units, units)
+        body = [RMSNorm(units, count), nn.SiLU()]
         for _ in range(layers - 1):
-            body += [StackedLinear(count, units, units), StackedRMSNorm(count, units), nn.SiLU()]
+            body += [StackedLinear(count, units, units), RMSNorm(units, count), nn.SiLU()]
         outputs = width if discrete else 2 * width
         self.body = nn.Sequential(*body, StackedLinear(count, units, outputs, scale=0.01))
         mask = torch.arange(width) < torch.tensor(action_sizes).unsqueeze(-1)
@@ -396,6 +319,10 @@ class Actors(nn.Module):
 
     def _see(self, feat: Tensor) -> Tensor:
         """(M, F) to the first layer of each actor (N, M, units), before its norm."""
+        seen = self.joint(feat)
         each, pooled = self.view(feat[:, feat.shape[-1] - self.vectors :])
-        seen = self.joint(torch.cat([feat, pooled], -1))
-        return seen if self.own is None else seen + self.own(torch.stack(each))
+        if self.pooled is not None:
+            seen = seen + self.pooled(pooled)
+        if self.own is not None:
+            seen = seen + self.own(each.transpose(0, 1))
+        return seen

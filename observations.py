@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from distributed import concatenate
 from distributions import symlog
-from networks import MLP, Head, Linear, RMSNorm, init_weights
+from layers import MLP, Linear, RMSNorm, init_weights
+from networks import Head
 
 
 class ChannelNorm(RMSNorm):

@@ -1,37 +1,16 @@
-"""Layers, heads, the RSSM and the stacked actors, against plain reimplementations."""
+"""Heads, the RSSM and the stacked actors, against plain reimplementations."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks import (
-    MLP,
-    RSSM,
-    Actors,
-    BlockLinear,
-    Head,
-    TeamHead,
-    TeamView,
-    init_weights,
-)
+from networks import RSSM, Actors, Head, TeamHead, TeamView
 
 SIZES = (1, 3, 2)  # action widths of three agents
 
 
-# ---- layers --------------------------------------------------------------------------------------
-
-
-def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
-    weight = init_weights(torch.empty(400, 400), fan_in=400, scale=2.0)
-    assert weight.std().item() == pytest.approx(2.0 / 400**0.5, rel=0.02)
-    assert weight.abs().max() <= 2 * 0.1 / 0.8796 + 1e-6
-    assert (init_weights(torch.ones(3, 3), 3, scale=0) == 0).all()
-
-
-def test_block_linear_equals_a_block_diagonal_matrix():
-    layer, x = BlockLinear(12, 6, 3), torch.randn(5, 12)
-    assert torch.allclose(layer(x), x @ torch.block_diag(*layer.weight), atol=1e-6)
+# ---- heads ---------------------------------------------------------------------------------------
 
 
 def test_heads_shape_their_output():
@@ -43,16 +22,6 @@ def test_heads_shape_their_output():
     assert torch.allclose(head(x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [True, False])
-def test_mlp_layers_are_linear_norm_silu(norm):
-    mlp, x = MLP(5, 7, 2, norm), torch.randn(4, 5)
-    expected = x
-    for layer in (0, 2):
-        expected = expected @ mlp[layer].weight.T
-        expected = norm_silu(expected) if norm else F.silu(expected)
-    assert torch.allclose(mlp(x), expected, atol=1e-5)
-
-
 def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     view, vectors = TeamView([3, 2, 3], 8, 2), torch.randn(5, 4, 8)
     assert view.outputs == 16
@@ -61,7 +30,9 @@ def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     expected = torch.cat([torch.maximum(wide(one), wide(last)), narrow(other)], -1)
     each, pooled = view(vectors)
     assert torch.allclose(pooled, expected, atol=1e-6)
-    for view_of, mlp, vector in zip(each, (wide, narrow, wide), (one, other, last), strict=True):
+    assert each.shape == (5, 4, 3, 8)
+    views = each.unbind(-2)
+    for view_of, mlp, vector in zip(views, (wide, narrow, wide), (one, other, last), strict=True):
         assert torch.allclose(view_of, mlp(vector), atol=1e-6)
     swapped = torch.cat([last, other, one], -1)
     assert torch.allclose(view(swapped)[1], expected, atol=1e-6)
@@ -76,7 +47,7 @@ def test_agents_numbers_come_from_one_head_that_is_shown_who_asks(awaken, layers
     each, pooled = head.view(feat[..., 6:])
     first = torch.cat([head.joint.weight, head.own.weight], 1)
     for agent, who in enumerate(torch.eye(3)):
-        parts = feat[..., :6], pooled, each[agent], who.expand(4, 5, 3)
+        parts = feat[..., :6], pooled, each[..., agent, :], who.expand(4, 5, 3)
         hidden = norm_silu(torch.cat(parts, -1) @ first.T + head.joint.bias)
         expected = head.head(hidden).mean[..., 0]
         assert torch.allclose(found.mean[..., agent], expected, atol=1e-5)
@@ -291,10 +262,11 @@ def test_each_actor_sees_its_own_vector_and_what_all_amount_to(discrete):
     actors = Actors(9, SIZES, discrete, units=8, layers=2, widths=widths)
     blind = Actors(9 + 2 * 8 + 8, SIZES, discrete, units=8, layers=2)
     blind.body = actors.body
-    blind.joint.weight.data = torch.cat([actors.joint.weight, actors.own.weight], 1)
-    blind.joint.bias.data = actors.joint.bias + actors.own.bias
+    first = actors.joint.weight, actors.pooled.weight, actors.own.weight.mT
+    blind.joint.weight.data = torch.cat(first, -1)
+    blind.joint.bias.data = actors.joint.bias + actors.own.bias[:, 0]
     each, pooled = actors.view(feat[..., -7:])
-    for agent, view in enumerate(each):
+    for agent, view in enumerate(each.unbind(-2)):
         expected = blind(torch.cat([feat, pooled, view], -1)).mode[..., agent, :]
         assert torch.allclose(actors(feat).mode[..., agent, :], expected, atol=1e-5), agent
 

@@ -1,0 +1,137 @@
+"""The layers that all networks are made of, as DreamerV3 has them.
+
+Shapes use the symbols of `networks.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def init_weights(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
+    """Fill with a truncated normal of deviation scale / sqrt(fan_in) (zeros for scale 0)."""
+    if scale == 0:
+        return nn.init.zeros_(weight)
+    # Cutting a normal at two deviations shrinks its deviation to this share.
+    std = scale / fan_in**0.5 / 0.87962566
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Linear(nn.Linear):
+    """A linear layer that starts as DreamerV3's do."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, scale: float = 1.0):
+        super().__init__(inputs, outputs, bias)
+        init_weights(self.weight, inputs, scale)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal linear layer: `blocks` groups of inputs feed their own group of outputs."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        shape = (blocks, inputs // blocks, outputs // blocks)
+        self.weight = nn.Parameter(init_weights(torch.empty(shape), inputs // blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, inputs) to (M, outputs), without a bias."""
+        blocks, inputs, _ = self.weight.shape
+        x = x.view(-1, blocks, inputs).transpose(0, 1)
+        return torch.bmm(x, self.weight).transpose(0, 1).flatten(1)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm of x (G, M, units) with scales (G, 1, units), in few passes over memory.
+
+    torch has no kernel for it on CPUs: what it puts together takes two to three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = torch.rsqrt(norm.square() / x.shape[-1] + eps)
+        ctx.save_for_backward(x, scale, inverse)
+        return (x * inverse).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, scale, inverse = ctx.saved_tensors
+        product = grad * x
+        of_scale = inverse.transpose(1, 2) @ product
+        along = product @ scale.transpose(1, 2) * inverse.square() / x.shape[-1]  # (G, M, 1)
+        of_x = torch.mul(grad, scale, out=product).addcmul_(x, along, value=-1).mul_(inverse)
+        return of_x, of_scale, None
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm over the last axis, in float32, whatever the precision of the product before it.
+
+    With `count`, that many norms over (count, M, units), each with its own scale.
+    """
+
+    EPS = 1e-4
+
+    def __init__(self, units: int, count: int = 0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((count, 1, units) if count else units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, units = x.float(), x.shape[-1]
+        if x.is_cuda:
+            return F.rms_norm(x, (units,), eps=self.EPS) * self.weight
+        groups = self.weight.view(-1, 1, units)
+        return _RMSNorm.apply(x.reshape(len(groups), -1, units), groups, self.EPS).view(x.shape)
+
+
+def activation(units: int, norm: bool = True) -> nn.Sequential:
+    """SiLU, after RMSNorm if `norm`.
+
+    A norm takes away how large its input is, which predictions of positions and distances need.
+    """
+    return nn.Sequential(RMSNorm(units), nn.SiLU()) if norm else nn.Sequential(nn.SiLU())
+
+
+class MLP(nn.Sequential):
+    """`layers` of linear, RMSNorm (if `norm`) and SiLU.
+
+    The linear layers need their bias: without it, RMSNorm would hide how large an input is.
+    """
+
+    def __init__(self, inputs: int, units: int, layers: int, norm: bool = True):
+        parts = []
+        for _ in range(layers):
+            parts += [Linear(inputs, units), activation(units, norm)]
+            inputs = units
+        super().__init__(*parts)
+
+
+class StackedLinear(nn.Module):
+    """N linear layers as one batched product: weight (N, inputs, outputs)."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, scale: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(init_weights(torch.empty(count, inputs, outputs), inputs, scale))
+        self.bias = nn.Parameter(torch.zeros(count, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, M, inputs) to (N, M, outputs)."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class SharedLinear(nn.Module):
+    """N linear layers that see the same, as one product: weight (N, outputs, inputs)."""
+
+    def __init__(
+        self, count: int, inputs: int, outputs: int, bias: bool = True, scale: float = 1.0
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(init_weights(torch.empty(count, outputs, inputs), inputs, scale))
+        self.bias = nn.Parameter(torch.zeros(count, outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, inputs) to (N, M, outputs)."""
+        bias = None if self.bias is None else self.bias.flatten()
+        flat = F.linear(x, self.weight.flatten(0, 1), bias)
+        return flat.view(len(x), *self.weight.shape[:2]).transpose(0, 1)

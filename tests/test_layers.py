@@ -1,0 +1,76 @@
+"""The layers, against plain reimplementations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layers import MLP, BlockLinear, RMSNorm, SharedLinear, StackedLinear, init_weights
+
+
+def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
+    weight = init_weights(torch.empty(400, 400), fan_in=400, scale=2.0)
+    assert weight.std().item() == pytest.approx(2.0 / 400**0.5, rel=0.02)
+    assert weight.abs().max() <= 2 * 0.1 / 0.8796 + 1e-6
+    assert (init_weights(torch.ones(3, 3), 3, scale=0) == 0).all()
+
+
+def test_block_linear_equals_a_block_diagonal_matrix():
+    layer, x = BlockLinear(12, 6, 3), torch.randn(5, 12)
+    assert torch.allclose(layer(x), x @ torch.block_diag(*layer.weight), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_mlp_layers_are_linear_norm_silu(norm):
+    mlp, x = MLP(5, 7, 2, norm), torch.randn(4, 5)
+    expected = x
+    for layer in (0, 2):
+        expected = expected @ mlp[layer].weight.T
+        expected = F.silu(rms_norm(expected) if norm else expected)
+    assert torch.allclose(mlp(x), expected, atol=1e-5)
+
+
+def rms_norm(x):
+    return x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt()
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_rms_norm_and_its_gradients_equal_the_formula(count):
+    norm = RMSNorm(5, count)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(4, 3, 5).transpose(0, 1)  # not contiguous, as stacked layers hand it on
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, x)]
+    outputs = norm(inputs[0]), rms_norm(inputs[1]) * norm.weight
+    assert torch.allclose(*outputs, atol=1e-6)
+    pull = torch.randn(3, 4, 5)
+    found, expected = (
+        torch.autograd.grad((output * pull).sum(), [given, norm.weight])
+        for output, given in zip(outputs, inputs, strict=True)
+    )
+    for left, right in zip(found, expected, strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
+    assert norm(x.bfloat16()).dtype == torch.float32
+
+
+def test_rms_norm_of_nothing_but_zeros_is_zero_with_a_finite_gradient():
+    x = torch.zeros(2, 5, requires_grad=True)
+    out = RMSNorm(5)(x)
+    out.sum().backward()
+    assert (out == 0).all() and torch.allclose(x.grad, torch.full((2, 5), 100.0))
+
+
+def test_stacked_layers_equal_a_loop():
+    stacked, x = StackedLinear(3, 4, 6), torch.randn(3, 5, 4)
+    nn.init.normal_(stacked.bias)
+    expected = [x[i] @ stacked.weight[i] + stacked.bias[i] for i in range(3)]
+    assert torch.allclose(stacked(x), torch.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_see_the_same_equal_a_loop(bias):
+    shared, x = SharedLinear(3, 4, 6, bias), torch.randn(5, 4)
+    if bias:
+        nn.init.normal_(shared.bias)
+    offsets = shared.bias if bias else torch.zeros(3, 6)
+    expected = [x @ shared.weight[i].T + offsets[i] for i in range(3)]
+    assert torch.allclose(shared(x), torch.stack(expected), atol=1e-6)
