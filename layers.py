@@ -135,3 +135,29 @@ class SharedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.flatten()
         flat = F.linear(x, self.weight.flatten(0, 1), bias)
         return flat.view(len(x), *self.weight.shape[:2]).transpose(0, 1)
+
+
+class PairMLP(nn.Module):
+    """An MLP for one agent's vector: two layers for each pair of neighbouring numbers, one for all.
+
+    What VMAS's agents observe is positions, velocities and distances head to tail, and rewards
+    are made of what single ones of them mean. An MLP that sees all numbers at once has to learn
+    which belong together, and knows less of new scenes (benchmarks/README.md). A last number
+    without a neighbour is paired with 0. RMSNorm (if `norm`) is in the last layer alone.
+    """
+
+    HIDDEN, SEEN = 32, 16  # units of a pair's layers
+
+    def __init__(self, inputs: int, units: int, norm: bool = True):
+        super().__init__()
+        self.pairs = (inputs + 1) // 2
+        self.first = StackedLinear(self.pairs, 2, self.HIDDEN)
+        self.second = StackedLinear(self.pairs, self.HIDDEN, self.SEEN)
+        self.joint = nn.Sequential(Linear(self.pairs * self.SEEN, units), activation(units, norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (..., units)."""
+        pairs = F.pad(x.flatten(0, -2), (0, x.shape[-1] % 2)).unflatten(-1, (self.pairs, 2))
+        hidden = F.silu(self.first(pairs.transpose(0, 1)))
+        seen = F.silu(self.second(hidden)).transpose(0, 1).flatten(1)
+        return self.joint(seen).unflatten(0, x.shape[:-1])

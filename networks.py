@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from distributions import BoundedNormal, Histogram, OneHotActions
 from latents import Normals, OneHots
-from layers import MLP, BlockLinear, Linear, RMSNorm, SharedLinear, StackedLinear, activation
+from layers import (
+    MLP,
+    BlockLinear,
+    Linear,
+    PairMLP,
+    RMSNorm,
+    SharedLinear,
+    StackedLinear,
+    activation,
+)
 
 
 class Head(nn.Module):
@@ -72,12 +81,12 @@ class TeamView(nn.Module):
     `widths` are those of the agents' vectors.
     """
 
-    def __init__(self, widths: Sequence[int], units: int, layers: int, norm: bool = True):
+    def __init__(self, widths: Sequence[int], units: int, norm: bool = True):
         super().__init__()
         self.widths = tuple(widths)
         kinds = list(dict.fromkeys(widths))
         self.members = [[i for i, w in enumerate(widths) if w == width] for width in kinds]
-        self.mlps = nn.ModuleList(MLP(width, units, layers, norm) for width in kinds)
+        self.mlps = nn.ModuleList(PairMLP(width, units, norm) for width in kinds)
         self.outputs = units * len(kinds)
         order = [i for members in self.members for i in members]
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
@@ -122,7 +131,7 @@ class TeamHead(nn.Module):
         super().__init__()
         self.shape = (count,)
         self.vectors, own = sum(widths), count > 1 and count == len(widths)
-        self.view = TeamView(widths, units, 2, norm)
+        self.view = TeamView(widths, units, norm)
         # What all share is multiplied once, not once for each agent.
         self.joint = Linear(inputs - self.vectors + self.view.outputs, units)
         self.own = Linear(units + count, units, bias=False) if own else None
@@ -290,7 +299,7 @@ class Actors(nn.Module):
         self.discrete, self.min_std, self.max_std, self.mix = discrete, min_std, max_std, mix
         count, width = len(action_sizes), max(action_sizes)
         self.vectors = sum(widths)
-        self.view = TeamView(widths, units, 2)
+        self.view = TeamView(widths, units)
         # Two products instead of one: nobody asks for the gradient of the features.
         share = (inputs / (inputs + self.view.outputs)) ** 0.5
         self.joint = SharedLinear(count, inputs, units, scale=share)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import MLP, BlockLinear, RMSNorm, SharedLinear, StackedLinear, init_weights
+from layers import MLP, BlockLinear, PairMLP, RMSNorm, SharedLinear, StackedLinear, init_weights
 
 
 def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
@@ -74,3 +74,20 @@ def test_layers_that_see_the_same_equal_a_loop(bias):
     offsets = shared.bias if bias else torch.zeros(3, 6)
     expected = [x @ shared.weight[i].T + offsets[i] for i in range(3)]
     assert torch.allclose(shared(x), torch.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("inputs", [4, 5, 1])
+def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
+    mlp, x = PairMLP(inputs, 7, norm), torch.randn(3, 2, inputs)
+    for layer in (mlp.first, mlp.second):
+        nn.init.normal_(layer.bias)
+    seen = []
+    for pair in range(mlp.pairs):
+        both = torch.zeros(3, 2, 2)
+        both[..., : min(2, inputs - 2 * pair)] = x[..., 2 * pair : 2 * pair + 2]
+        hidden = F.silu(both @ mlp.first.weight[pair] + mlp.first.bias[pair])
+        seen.append(F.silu(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair]))
+    expected = torch.cat(seen, -1) @ mlp.joint[0].weight.T
+    expected = F.silu(rms_norm(expected) if norm else expected)
+    assert torch.allclose(mlp(x), expected, atol=1e-5)

@@ -23,7 +23,7 @@ def test_heads_shape_their_output():
 
 
 def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
-    view, vectors = TeamView([3, 2, 3], 8, 2), torch.randn(5, 4, 8)
+    view, vectors = TeamView([3, 2, 3], 8), torch.randn(5, 4, 8)
     assert view.outputs == 16
     wide, narrow = view.mlps
     one, other, last = vectors.split([3, 2, 3], -1)
