@@ -32,7 +32,7 @@ _CHOICES = {
 _AT_LEAST_ONE = (
     *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),
     *("eval_episode_num", "eval_envs", "dataset_size", "batch_size", "batch_length"),
-    *("imag_horizon", "units", "layers", "head_layers", "cnn_depth", "prefill_hold"),
+    *("imag_horizon", "units", "layers", "head_layers", "cnn_depth"),
 )
 
 

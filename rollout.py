@@ -29,12 +29,11 @@ class Environment(Protocol):
 class Player:
     """Lets a team act in B copies and hands out their rows one time step after the other.
 
-    With `explore`, actions are drawn from the actors; without, they are the actors' modes. Random
-    actions are held for `hold` steps on average.
+    With `explore`, actions are drawn from the actors; without, they are the actors' modes.
     """
 
-    def __init__(self, env: Environment, dreamer: Dreamer, explore: bool, hold: int = 1):
-        self.env, self.dreamer, self.explore, self.hold = env, dreamer, explore, hold
+    def __init__(self, env: Environment, dreamer: Dreamer, explore: bool):
+        self.env, self.dreamer, self.explore = env, dreamer, explore
         self.action: Tensor | None = None
 
     def step(self, random: bool = False) -> dict[str, Tensor]:
@@ -55,20 +54,8 @@ class Player:
         # An observation that is not finite costs its copy a memory and an action, no more.
         action = torch.nan_to_num(action, 0, 0, 0)
         self.state = tuple(torch.nan_to_num(part, 0, 0, 0) for part in state)
-        self.action = self._random_action() if random else action
+        self.action = self.env.random_action() if random else action
         return {**rows, "action": led_here, **rssm.pack(self.state)}
-
-    def _random_action(self) -> Tensor:
-        """Uniform actions, each agent's held for a while.
-
-        Fresh ones at every step would cancel out and show the world model nothing of fast and far,
-        where the first actors then expect the best (benchmarks/README.md).
-        """
-        fresh = self.env.random_action()
-        chance = torch.rand(fresh.shape[:2], device=fresh.device)
-        none_yet = (self.action == 0).all(-1)
-        change = none_yet | (chance < 1 / self.hold)
-        return torch.where(change.unsqueeze(-1), fresh, self.action)
 
     def state_dict(self) -> dict:
         """What the team remembers of the episodes under way."""

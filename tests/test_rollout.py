@@ -125,22 +125,6 @@ def test_player_plays_random_actions_when_asked(dreamer):
     assert not any(torch.equal(env.actions[-1], drawn) for drawn in env.drawn)
 
 
-def test_player_holds_each_agents_random_action(dreamer):
-    torch.manual_seed(0)
-    env = Countdown(lengths=(999, 999, 999))
-    player = Player(env, dreamer, explore=True, hold=5)
-    for _ in range(401):
-        player.step(random=True)
-    taken, drawn = torch.stack(env.actions), torch.stack(env.drawn[:-1])
-    assert torch.equal(taken[0], drawn[0])
-    fresh = (taken == drawn).all(-1)[1:]
-    held = (taken[1:] == taken[:-1]).all(-1)
-    assert (fresh ^ held).all()
-    assert fresh.float().mean().item() == pytest.approx(1 / 5, abs=0.03)
-    agents = fresh.flatten(1).float().T.corrcoef()  # each changes its action at times of its own
-    assert agents.fill_diagonal_(0).abs().max() < 0.3
-
-
 # ---- tally ---------------------------------------------------------------------------------------
 
 
