@@ -157,7 +157,9 @@ class PairMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., units)."""
-        pairs = F.pad(x.flatten(0, -2), (0, x.shape[-1] % 2)).unflatten(-1, (self.pairs, 2))
-        hidden = F.silu(self.first(pairs.transpose(0, 1)))
+        rows = x.flatten(0, -2)
+        if rows.shape[-1] % 2:
+            rows = F.pad(rows, (0, 1))
+        hidden = F.silu(self.first(rows.unflatten(-1, (self.pairs, 2)).transpose(0, 1)))
         seen = F.silu(self.second(hidden)).transpose(0, 1).flatten(1)
         return self.joint(seen).unflatten(0, x.shape[:-1])

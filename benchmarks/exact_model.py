@@ -25,7 +25,7 @@ ROWS = 6_400  # what the team sees anew after every --period updates
 
 
 class Spread:
-    """N agents with drag, N landmarks: what the scenario simple_spread does, but for collisions.
+    """simple_spread for N agents and landmarks, but agents that touch pass through each other.
 
     A state is a pair as the RSSM's, of which the first part (B, 6 N) is all: positions, velocities,
     landmarks.
@@ -115,7 +115,11 @@ def make_world(task: Spread, learned: LearnedReward | None = None) -> SimpleName
 
 
 def make_behavior(
-    task: Spread, horizon: int = 15, entropy: float = 1e-3, pools: bool = True
+    task: Spread,
+    horizon: int = 15,
+    entropy: float = 1e-3,
+    pools: bool = True,
+    gradient: str = "dynamics",
 ) -> ImagBehavior:
     """Actors and critic with the defaults of `configs.yaml`."""
     return ImagBehavior(
@@ -126,7 +130,7 @@ def make_behavior(
         discount=0.95,
         lam=0.95,
         entropy=entropy,
-        imag_gradient="dynamics",
+        imag_gradient=gradient,
         slow_rate=0.02,
         widths=task.widths if pools else (),
     )
@@ -189,8 +193,7 @@ def main() -> None:
     task = Spread(args.agents)
     learned = None if args.reward == "exact" else LearnedReward(task, args.reward == "pooled")
     world = make_world(task, learned)
-    behavior = make_behavior(task, args.horizon, args.entropy, not args.flat)
-    behavior.imag_gradient = args.gradient
+    behavior = make_behavior(task, args.horizon, args.entropy, not args.flat, args.gradient)
     groups = [
         {"params": behavior.actors.parameters(), "lr": args.lr},
         {"params": behavior.critic.parameters(), "lr": 1e-3},
