@@ -1,6 +1,7 @@
 """From the configuration to the objects of a run: the one place that maps keys to arguments."""
 
 import re
+from operator import attrgetter
 
 import torch
 
@@ -9,7 +10,6 @@ from envs.vmas import Vmas, opposed_agents
 from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
 from tools import UserError
 
-LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world model's state
 # What must not change between a run and its resumption.
 FIXED = (
     *("task", "discrete", "scenario", "reward", "image_size", "image_shades"),
@@ -29,11 +29,22 @@ _CHOICES = {
     "imag_gradient": ("dynamics", "reinforce"),
     "precision": ("float32", "bfloat16"),
 }
-_AT_LEAST_ONE = (
-    *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),
-    *("eval_episode_num", "eval_envs", "dataset_size", "batch_size", "batch_length"),
-    *("imag_horizon", "units", "layers", "head_layers", "cnn_depth"),
-)
+_LEAST = {  # the least value of a setting, by its path
+    0: (
+        *("threads", "train_restart", "prefill", "train_ratio", "cnn_points", "imag_starts"),
+        *("kl_free", "rssm.classes", "rssm.sharpness", "probe.envs", "actor.entropy"),
+        *("model.lr", "actor.lr", "critic.lr", "probe.lr"),
+    ),
+    1: (
+        *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),
+        *("eval_episode_num", "eval_envs", "dataset_size", "batch_size"),
+        *("imag_horizon", "units", "layers", "head_layers", "cnn_depth"),
+        *("rssm.deter", "rssm.stoch", "rssm.blocks"),
+        *("probe.batch_size", "probe.every", "probe.depth", "probe.dataset_size"),
+    ),
+    2: ("batch_length",),
+}
+_SHARES = ("discount", "discount_lambda", "rssm.unimix", "actor.unimix", "critic.slow_rate")
 
 
 def check_values(config: Config) -> None:
@@ -41,12 +52,13 @@ def check_values(config: Config) -> None:
     for key, choices in _CHOICES.items():
         if getattr(config, key) not in choices:
             raise UserError(f"--{key} {getattr(config, key)}: expected {' or '.join(choices)}")
-    for key in _AT_LEAST_ONE:
-        if getattr(config, key) < 1:
-            raise UserError(f"--{key} {getattr(config, key)}: expected 1 or more")
-    for key in ("train_restart", "cnn_points"):
-        if getattr(config, key) < 0:
-            raise UserError(f"--{key} {getattr(config, key)}: expected 0 or more")
+    for least, keys in _LEAST.items():
+        for key in keys:
+            if not (value := attrgetter(key)(config)) >= least:
+                raise UserError(f"--{key} {value}: expected {least} or more")
+    for key in _SHARES:
+        if not 0 <= (value := attrgetter(key)(config)) <= 1:
+            raise UserError(f"--{key} {value}: expected 0 to 1")
     for key in ("mlp_keys", "cnn_keys", "predict_keys"):
         try:
             re.compile(getattr(config, key))
@@ -59,9 +71,11 @@ def check_values(config: Config) -> None:
         raise UserError(f"--rssm.classes {rssm.classes}: expected 2 to 256, or 0 for normals")
     if config.image_size < 16 or config.image_size % 16:
         raise UserError(f"--image_size {config.image_size}: expected a multiple of 16")
-    if config.dataset_size // config.envs <= config.batch_length:
-        least = config.envs * (config.batch_length + 1)
-        raise UserError(f"--dataset_size {config.dataset_size}: expected {least} or more")
+    drawn = min(config.probe.envs, config.envs)
+    for key, copies in (("dataset_size", config.envs), ("probe.dataset_size", drawn)):
+        least = copies * (config.batch_length + 1)
+        if (value := attrgetter(key)(config)) < least:
+            raise UserError(f"--{key} {value}: expected {least} or more")
 
 
 def check_reward(config: Config) -> None:
@@ -125,6 +139,9 @@ def make_dreamer(config: Config, env: Vmas) -> Dreamer:
     if not predicted:
         raise UserError(f"--predict_keys {config.predict_keys}: matches none of {', '.join(known)}")
     rewards = env.n_agents if config.reward == "agent" else 1
+    if 0 < config.imag_starts < rewards and config.imag_gradient == "dynamics":
+        least = f"{rewards} or more: each start teaches one agent"
+        raise UserError(f"--imag_starts {config.imag_starts}: expected {least}")
     sizes = {"units": config.units, "layers": config.layers}
     world = WorldModel(
         seen,

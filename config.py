@@ -8,6 +8,7 @@ and value that one function, `_assign`, checks and stores, so that both are held
 import copy
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,10 @@ _KINDS = {
     type(None): "a single value",
 }
 _ANY = object()  # stands for the default of a key in a free-form group
+
+
+class UnknownSetting(UserError):
+    """A path that leads to no setting."""
 
 
 class Config:
@@ -80,8 +85,9 @@ def load_config(
     """Resolves `defaults` of the yaml at `path`, then the presets of `--configs`, then the flags.
 
     `argv` is the command line without the program's name. Each key in `required` must end up with
-    a value. `saved`, the file of a run's own settings, comes before the presets. `--help` prints
-    every key with its default and exits. Raises `UserError`.
+    a value. `saved`, the file of a run's own settings, comes before the presets; a setting
+    of it that is gone is ignored, with a warning. `--help` prints every key with its default and
+    exits. Raises `UserError`.
     """
     path = Path(path)
     sections = {str(name): section or {} for name, section in read_yaml(path).items()}
@@ -97,7 +103,10 @@ def load_config(
     flags = _parse(argv, defaults)
     if saved:
         for key, value in _leaves(read_yaml(saved)):
-            _assign(values, defaults, key, value, f"{saved}: ")
+            try:
+                _assign(values, defaults, key, value, f"{saved}: ")
+            except UnknownSetting as error:  # of an older version; what it shaped is checked anyway
+                warnings.warn(f"ignored: {error}", stacklevel=2)
     stack = _stack(flags, sections, path)
     said = [values, *(preset for _, preset in stack), *({key: words[0]} for key, words in flags)]
     task = next((settings["task"] for settings in reversed(said) if "task" in settings), None)
@@ -249,7 +258,7 @@ def _lookup(defaults: Mapping[str, Any], path: str, source: str) -> Any:
     dashes = "--" if source == "--" else ""
     known = [key for key, _ in _leaves(defaults)]
     free = [f"{key}.{name}" for key, value in _leaves(defaults) if value == {}]
-    raise UserError(f"{source}{path}: no such setting{_nearest(path, known, free, dashes)}")
+    raise UnknownSetting(f"{source}{path}: no such setting{_nearest(path, known, free, dashes)}")
 
 
 def _assign(

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 import distributed
-from build import FIXED, LATENTS, check_reward, check_values, make_dreamer, make_env
+from build import FIXED, check_reward, check_values, make_dreamer, make_env
 from checkpoint import Checkpoints, load_training, sole_writer
 from config import Config, check_compatible, load_config, read_yaml
 from envs.vmas import ScenarioError
 from episodes import EpisodeFolder
+from latents import LATENTS
 from learner import Learner
 from models import Dreamer
 from replay import Replay
 from rollout import play_episodes, summarise
 from run import Run
 from tools import (
+    GIF_FRAMES,
     GracefulExit,
     Logger,
     UserError,
@@ -99,14 +101,15 @@ def play(
     """Play `eval_episode_num` episodes with the actors' modes, in scenes of their own.
 
     Random states outside are left as they were. Returns the agents' returns (episodes, N),
-    lengths (episodes,) and frames (T, copies, size, size, 3) of some copies of the first round;
-    `keep` gets all rows of it.
+    lengths (episodes,) and frames (T, copies, size, size, 3) of some copies of the first round, as
+    many as a gif shows; `keep` gets all rows of it.
     """
     seed, episodes, frames = EVAL_SEED + config.seed, config.eval_episode_num, []
     env = make_env(config, dreamer.device, min(config.eval_envs, episodes), seed)
 
     def watch(rows: Rows) -> None:
-        frames.append(env.render(size, copies=min(copies, env.num_envs), legible=True))
+        if len(frames) < GIF_FRAMES:
+            frames.append(env.render(size, copies=min(copies, env.num_envs), legible=True))
         keep(rows)
 
     gpu = [dreamer.device] if dreamer.device.type == "cuda" else []
@@ -138,7 +141,7 @@ def evaluate(config: Config, dreamer: Dreamer, folder: Path, logger: Logger) -> 
 def show_predictions(pictures: Replay, dreamer: Dreamer, logger: Logger) -> None:
     """Log a gif of what the world model expects of recorded episodes, beside the truth."""
     if dreamer.draws and pictures.steps_per_copy > OPEN_LOOP:
-        batch = pictures.sample_episode_starts(6, OPEN_LOOP)
+        batch = pictures.sample_episodes(6, OPEN_LOOP)
         logger.video("train_openl", dreamer.video_pred(batch))
 
 
@@ -155,6 +158,8 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
         "eval_length_mean": lengths.mean().item(),
         "episodes": len(team),
     }
+    each = summarise(returns, lengths, "eval")
+    figures |= {key: value for key, value in each.items() if "agent" in key}
     print(json.dumps(figures))
 
 
@@ -173,7 +178,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(config.seed)  # all ranks begin with the same weights
     env = make_env(own, device, own.envs, own.seed, training=True)
     learner, checkpoints = Learner(own, make_dreamer(own, env)), Checkpoints(logdir)
-    if (logdir / "config.yaml").exists():
+    if (logdir / "config.yaml").exists() and not config.eval_only:
         check_compatible(read_yaml(logdir / "config.yaml"), config, FIXED)
     if config.eval_only:
         if not (saved := checkpoints.load(device)):

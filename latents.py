@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world model's state
+
 
 def uniform_mix(logits: Tensor, mix: float) -> Tensor:
     """Log-probabilities (..., K) of the softmax mixed with `mix` of the uniform distribution."""

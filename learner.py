@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from build import LATENTS
 from config import Config
 from distributed import average
+from latents import LATENTS
 from models import Dreamer
 from optimizer import LaProp
 from recorder import Recorder
@@ -130,6 +130,8 @@ class Learner:
         """Go on from what `state_dict` returned; `source` says where it was."""
         self.load_weights(state, source)
         for name, optimizer in self.optimizers.items():
+            if name == "probe" and name not in state["optimizers"]:
+                continue  # the image head begins anew
             if name not in state["optimizers"]:
                 raise UserError(f"{source} does not fit: it has no optimiser '{name}'")
             try:
@@ -140,10 +142,19 @@ class Learner:
         self.failed.fill_(state.get("failed", 0))
 
     def load_weights(self, state: dict, source: str) -> None:
-        """Take over the networks alone. Raises `UserError` that names what does not fit."""
+        """Take over the networks alone. Raises `UserError` that names what does not fit.
+
+        The image head is not needed: it may be missing here, or there, where it then begins anew.
+        """
+        weights, present = state["dreamer"], self.dreamer.state_dict()
+        if len({any(map(_of_probe, networks)) for networks in (weights, present)}) > 1:
+            weights, present = (
+                {key: value for key, value in networks.items() if not _of_probe(key)}
+                for networks in (weights, present)
+            )
         saved, own = (
             {key: tuple(value.shape) for key, value in networks.items()}
-            for networks in (state["dreamer"], self.dreamer.state_dict())
+            for networks in (weights, present)
         )
         differences = [
             f"{key}: saved {saved.get(key, 'nothing')}, now {own.get(key, 'nothing')}"
@@ -154,4 +165,8 @@ class Learner:
             shown, rest = differences[:5], len(differences) - 5
             shown += [f"and {rest} more"] if rest > 0 else []
             raise UserError(f"{source} does not fit: {'; '.join(shown)}")
-        self.dreamer.load_state_dict(state["dreamer"])
+        self.dreamer.load_state_dict(weights, strict=False)
+
+
+def _of_probe(key: str) -> bool:
+    return key.startswith("probe.")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distributed import concatenate
+from distributions import Histogram
 from latents import Normals, OneHots
 from networks import RSSM, Actors, Head, TeamHead
 from observations import MultiDecoder, MultiEncoder, make_image_decoder
@@ -313,7 +314,7 @@ class ImagBehavior(nn.Module):
             objective = (policy.log_prob(action) * advantage).sum(-1)
         losses = {
             "actor": -weight * (objective + self.entropy * entropy.sum(-1)),
-            "value": weight * self._critic_loss(feat, returns),
+            "value": weight * self._critic_loss(self.critic(feat), feat, returns),
         }
         metrics = {
             "imag_reward": reward.detach().mean(),
@@ -341,12 +342,12 @@ class ImagBehavior(nn.Module):
         mean = value.mean.detach()
         discount, lam = discount.expand_as(mean), lam.expand_as(mean)
         returns = lambda_return(reward, mean, discount, lam)
-        loss = self._critic_loss(feat[:, :-1], returns) * (~is_last[:, :-1]).float()
-        return F.pad(loss, (0, 1))
+        before = Histogram(value.logits[:, :-1], value.bins)
+        loss = self._critic_loss(before, feat[:, :-1], returns)
+        return F.pad(loss * (~is_last[:, :-1]).float(), (0, 1))
 
-    def _critic_loss(self, feat: Tensor, returns: Tensor) -> Tensor:
+    def _critic_loss(self, value: Histogram, feat: Tensor, returns: Tensor) -> Tensor:
         """Towards the returns, and towards the slow copy's own view, which steadies it."""
-        value = self.critic(feat)
         with torch.no_grad():
             slow = self.slow_critic(feat.detach()).mean
         return (value.loss(returns) + value.loss(slow)).mean(-1)
@@ -424,6 +425,7 @@ class Dreamer(nn.Module):
         self.world.update_scales(batch)
         reward = combine_rewards(batch["reward"], self.reward)
         losses, state, feat, metrics = self.world.loss(batch, reward)
+        model_losses = list(losses)
         losses["repval"] = self.behavior.replay_loss(
             feat, reward, batch["is_last"], batch["is_terminal"]
         )
@@ -432,12 +434,11 @@ class Dreamer(nn.Module):
         assert len({loss.shape for loss in imagined.values()}) == 1
         losses |= imagined
         means = {name: loss.mean() for name, loss in losses.items()}
-        total = sum(self.loss_scales[name] * mean for name, mean in means.items())
-        model = [means[name] for name in losses if name not in ("actor", "value", "repval")]
+        scaled = {name: self.loss_scales[name] * mean for name, mean in means.items()}
         metrics |= more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
-        metrics["model_loss"] = torch.stack(model).sum().detach()
+        metrics["model_loss"] = sum(scaled[name].detach() for name in model_losses)
         state = tuple(part.detach() for part in state)
-        return total, state, metrics
+        return sum(scaled.values()), state, metrics
 
     @torch.no_grad()
     def video_pred(self, batch: dict[str, Tensor]) -> Tensor:

@@ -29,6 +29,13 @@ class LaProp(torch.optim.Optimizer):
         """All that is optimised."""
         return (p for group in self.param_groups for p in group["params"])
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take up averages and counts; rates and other settings stay as they are here."""
+        own = [{key: group[key] for key in self.defaults} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, settings in zip(self.param_groups, own, strict=True):
+            group.update(settings)
+
     @torch.no_grad()
     def step(self, sound: Tensor | None = None) -> Tensor:
         """Update the parameters and return the norm of all gradients before clipping.

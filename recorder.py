@@ -4,10 +4,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from build import LATENTS, row_spaces
+import distributed
+from build import row_spaces
 from config import Config
 from envs.vmas import Vmas
 from episodes import EpisodeFolder
+from latents import LATENTS
 from models import Dreamer
 from replay import Replay, fill
 from tools import UserError
@@ -21,7 +23,7 @@ class Recorder:
 
     def __init__(self, config: Config, env: Vmas, logdir: Path):
         spaces = row_spaces(config, env, image=bool(env.image_size))
-        self.env, self.least = env, config.batch_length
+        self.env, self.least, self.image_size = env, config.batch_length, config.image_size
         self.replay = self._ring(config.dataset_size, config.envs, spaces, config.seed)
         recorded = {key: space for key, space in spaces.items() if key not in LATENTS}
         self.folder = EpisodeFolder(logdir / "train_eps", config.dataset_size, recorded)
@@ -40,7 +42,7 @@ class Recorder:
         self.replay.add(rows)
         self.folder.add(rows, ended=self.env.ended)
         if self.pictured:
-            image = self.env.render(copies=self.pictured)
+            image = self.env.render(self.image_size, copies=self.pictured)
             some = {key: value[: self.pictured] for key, value in rows.items()}
             self.pictures.add(some | {"image": image})
 
@@ -61,7 +63,9 @@ class Recorder:
         """
         own = self.folder
         source = EpisodeFolder(folder, own.limit_steps, own.spaces) if folder else own
-        found = source.find(own.limit_steps)
+        # Ranks share a folder of episodes; each has one of its own as well.
+        count, place = (distributed.ranks(), distributed.rank()) if folder else (1, 0)
+        found = source.find(own.limit_steps * count)[place::count]
         episodes = source.episodes(path for path, _ in found)
         if fill(self.replay, [rows for _, rows in found], episodes):
             for data, index in self.replay.streams(chunk):

@@ -105,7 +105,7 @@ class Replay:
             ring[head].copy_(rows[key])
         if self.written == self._seam:
             # What was filled in ends in mid-episode: never join it to the row that came next.
-            self.rings["is_first"][head] = True
+            self.rings["is_first"][head] = self.rings["is_last"][head - 1] = True
         self.written += 1
 
     def sample(self, batch: int, length: int) -> tuple[dict, Tensor]:
@@ -124,17 +124,17 @@ class Replay:
         position = self._random(oldest, starts, batch)
         return self._gather(position, self._random(0, self.num_envs, batch), length)
 
-    def sample_episode_starts(self, batch: int, length: int) -> dict:
-        """Draw sequences (as `sample` returns) that begin where an episode does and stay within it.
+    def sample_episodes(self, batch: int, length: int) -> dict:
+        """Draw sequences (as `sample` returns) of one episode each, from where it begins.
 
-        If no episode has `length` rows in the ring, the longest are drawn, at their own length.
-        Raises ValueError if no episode begins in the ring. Waits for the device.
+        If no episode has `length` rows in the ring, the longest are drawn, at their own length; if
+        none begins there, one fills it, and sequences begin anywhere. Waits for the device.
         """
         steps = self.steps_per_copy
         position = torch.arange(steps, device=self.device)
         first = self.rings["is_first"][self._row(position)]  # (steps, num_envs), oldest first
         if not first.any():
-            raise ValueError("no episode begins in the replay")
+            return self.sample(batch, min(length, steps - 1))[0]
         # Where the next episode begins, for each row: a minimum taken from the end backwards.
         begin = torch.where(first, position[:, None], steps)
         begin = torch.cat([begin[1:], torch.full_like(begin[:1], steps)])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-_VIDEO_FRAMES = 200  # TensorBoard keeps every GIF in memory
+GIF_FRAMES = 200  # at most: TensorBoard keeps every GIF in memory
 
 
 class UserError(Exception):
@@ -130,7 +130,7 @@ class Logger:
         """Keeps `frames` (T, H, W, 3) uint8 for the next `write`, the first 200 of them."""
         frames = torch.as_tensor(frames)
         _check_frames(frames)
-        self._videos[name] = (frames[:_VIDEO_FRAMES].clone(), fps)
+        self._videos[name] = (frames[:GIF_FRAMES].clone(), fps)
 
     def write(self, step: int) -> dict[str, float]:
         """Writes the averages and videos since the last call, returns the averages.

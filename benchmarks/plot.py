@@ -68,10 +68,12 @@ def draw_panel(axis: Axes, task: Mapping, runs: Sequence[Run], colours: Mapping[
             axis.plot(run.steps, run.returns[0], color=colour, label=label, **style)
             continue
         axis.plot(run.steps, interquartile_mean(run.returns), color=colour, label=label, lw=2)
+        for curve in run.curves:  # some seeds go on when others have stopped
+            axis.plot(*zip(*sorted(curve.items()), strict=True), color=colour, alpha=0.5, lw=0.8)
         axis.fill_between(
             run.steps, *bootstrap_interval([run.returns]), color=colour, alpha=0.2, linewidth=0
         )
-    reach = FURTHEST * max(run.steps[-1] for run in runs)
+    reach = FURTHEST * max(max(curve) for run in runs for curve in run.curves)
     for marker, other in zip("os^vDP", task.get("known", []), strict=False):
         draw_points(axis, other["returns"], reach, other["label"], marker, "#777777")
     draw_points(axis, task.get("targets", {}), reach, "target", "*", "black")

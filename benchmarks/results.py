@@ -25,9 +25,8 @@ class Run:
     """One row of a table: the same command with several seeds.
 
     Attributes:
-        steps: (P,) those at which every seed was evaluated.
-        returns: (S, P).
-        minutes: mean wall time of a seed, to its last line.
+        curves: the return by step, of each seed.
+        minutes: wall time for 10,000 steps, evaluations included.
     """
 
     task: str
@@ -37,19 +36,29 @@ class Run:
     commit: str
     machine: str
     note: str
-    steps: np.ndarray
-    returns: np.ndarray
+    curves: list[dict[int, float]]
     minutes: float
 
     @property
     def seeds_text(self) -> str:
         """Which seeds, in words."""
-        return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]} alone"
+        return f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
 
-    def at(self, step: int) -> np.ndarray | None:
-        """Returns (S,) of the evaluation at a step; None if there was none near it."""
-        nearest = np.abs(self.steps - step).argmin()
-        return self.returns[:, nearest] if abs(self.steps[nearest] - step) <= NEAR * step else None
+    @property
+    def steps(self) -> np.ndarray:
+        """(P,) those at which every seed was evaluated."""
+        return np.array(sorted(set.intersection(*map(set, self.curves))))
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(S, P) at `steps`."""
+        return np.array([[curve[step] for step in self.steps] for curve in self.curves])
+
+    def at(self, step: int) -> np.ndarray:
+        """Returns at a step, or near it, of those seeds that got so far."""
+        nearest = [min(curve, key=lambda other: abs(other - step)) for curve in self.curves]
+        pairs = zip(self.curves, nearest, strict=True)
+        return np.array([curve[n] for curve, n in pairs if abs(n - step) <= NEAR * step])
 
 
 @dataclass(frozen=True)
@@ -87,19 +96,18 @@ def _load_run(entry: Mapping, folder: Path, machines: Mapping[str, str]) -> Run:
     if len(set(paths)) < len(paths):
         raise ManifestError(f"run {entry['label']}: several seeds, but one file for all of them")
     logs = [read_metrics(path) for path in paths]
-    evaluations = [
+    curves = [
         {line["step"]: line["eval_return"] for line in log if "eval_return" in line} for log in logs
     ]
-    steps = sorted(set.intersection(*map(set, evaluations)))
-    if not steps:
+    if not set.intersection(*map(set, curves)):
         raise ManifestError(f"run {entry['label']}: no step at which all seeds were evaluated")
+    steps = sum(log[-1]["step"] for log in logs)
     return Run(
         **{key: entry[key] for key in ("task", "label", "seeds", "command", "commit")},
         machine=machines[entry["machine"]],
         note=entry.get("note", ""),
-        steps=np.array(steps),
-        returns=np.array([[returns[step] for step in steps] for returns in evaluations]),
-        minutes=float(np.mean([wall_time(log) for log in logs])) / 60,
+        curves=curves,
+        minutes=sum(map(wall_time, logs)) / steps * 10_000 / 60,
     )
 
 
@@ -147,45 +155,54 @@ def bootstrap_interval(
 
 def table(task: Mapping, runs: Sequence[Run]) -> str:
     """Markdown: the runs of one task, what they are up against, and how to repeat each."""
-    targets = task.get("targets", {})
-    columns = sorted({*task["at"], *targets})
+    columns = [
+        step
+        for step in sorted({*task["at"], *task.get("targets", {})})
+        if any(run.at(step).size for run in runs)
+    ]
     head = [f"at {step:,}" for step in columns]
-    rows = [[f"**{task['title']}**", *head, "seeds", "minutes a run"], ["---"] * (len(head) + 3)]
+    rows = [[f"**{task['title']}**", *head, "seeds", "minutes / 10,000 steps"]]
+    rows.append(["---"] * len(rows[0]))
     rows += [
-        [r.label, *(_cell(r.at(step)) for step in columns), r.seeds_text, f"{r.minutes:,.0f}"]
+        [r.label, *(_cell(r.at(step), r) for step in columns), r.seeds_text, f"{r.minutes:.1f}"]
         for r in runs
     ]
-    if targets:
-        cells = [f"{targets[step]:g}" if step in targets else "" for step in columns]
-        rows.append(["*target*", *cells, "", ""])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *_known(task), *map(_how, runs)])
+    machines = dict.fromkeys(run.machine for run in runs)
+    return "\n".join([*lines, "", *_known(task), *map(_how, runs), f"* On {'; '.join(machines)}."])
 
 
-def _cell(returns: np.ndarray | None) -> str:
-    """Interquartile mean and interval of returns (S,); the return itself of one seed."""
-    if returns is None:
+def _cell(returns: np.ndarray, run: Run) -> str:
+    """Interquartile mean and interval of the seeds that got so far; how many, if not all."""
+    if not returns.size:
         return "-"
-    mean = number(interquartile_mean(returns))
-    if len(returns) == 1:
-        return mean
-    low, high = bootstrap_interval([returns])
-    return f"{mean} [{number(low)}, {number(high)}]"
+    text = number(interquartile_mean(returns))
+    if len(returns) > 1:
+        low, high = bootstrap_interval([returns])
+        text += f" [{number(low)}, {number(high)}]"
+    few = f" ({len(returns)} of {len(run.seeds)})" if len(returns) < len(run.seeds) else ""
+    return text + few
 
 
 def _known(task: Mapping) -> list[str]:
-    """A line on what others reach, if anything is known."""
+    """Lines on what is aimed at and what others reach, where anything is known."""
+    lines = []
+    if targets := task.get("targets"):
+        lines.append(f"* Targets: {_by_step(targets)}.")
     parts = [f"{name} {value:g}" for name, value in task.get("levels", {}).items()]
     for other in task.get("known", []):
-        reached = [f"{value:g} at {step:,}" for step, value in other["returns"].items()]
-        parts.append(f"{other['label']} {', '.join(reached)} ({other['source']})")
-    return [f"* Known: {'; '.join(parts)}."] if parts else []
+        parts.append(f"{other['label']} {_by_step(other['returns'])} ({other['source']})")
+    return lines + ([f"* Known: {'; '.join(parts)}."] if parts else [])
+
+
+def _by_step(returns: Mapping[int, float]) -> str:
+    return ", ".join(f"{value:g} at {step:,}" for step, value in returns.items())
 
 
 def _how(run: Run) -> str:
     """A line that says how to repeat a run."""
     note = f"; {run.note}" if run.note else ""
-    return f"* {run.label}: `{run.command}` at {run.commit}, {run.machine}{note}."
+    return f"* {run.label}: `{run.command}` at {run.commit}{note}."
 
 
 def number(value: float) -> str:

@@ -25,8 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from build import LATENTS, make_dreamer, make_env, row_spaces
+from build import make_dreamer, make_env, row_spaces
 from config import load_config
+from latents import LATENTS
 from learner import Learner
 from replay import Replay
 from rollout import Player

@@ -76,7 +76,11 @@ def _set(owner: Any, key: Any, value: Any) -> None:
         old = items[key] if isinstance(owner, list) else items.get(key)
     except IndexError as error:
         raise ValueError(f"the simulator has a list without entry {key}") from error
-    items[key] = value.numpy() if isinstance(old, np.ndarray) else value
+    if isinstance(old, np.ndarray):
+        value = value.cpu().numpy()
+    elif isinstance(old, Tensor) and isinstance(value, Tensor):
+        value = value.to(old.device)
+    items[key] = value
 
 
 def _is_owner(value: Any) -> bool:

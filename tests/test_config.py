@@ -325,8 +325,11 @@ def test_saved_settings_come_between_defaults_and_presets(load, path, tmp_path):
     config = load_config(argv, path, saved=saved)
     assert (config.logdir, config.task, config.lr, config.steps) == ("runs", "vmas_balance", 1.0, 7)
     assert config.scenario.as_dict() == {"n_agents": 3, "probs": [1.0, 0], "x": 1}
-    saved.write_text("stepz: 3")
-    with pytest.raises(UserError, match=r"config.yaml: stepz: no such setting; nearest: steps"):
+    saved.write_text("stepz: 3\nlr: 4")  # what a later version no longer has is passed over
+    with pytest.warns(match=r"config.yaml: stepz: no such setting; nearest: steps"):
+        assert load_config(["--logdir", "x"], path, saved=saved).lr == 4
+    saved.write_text("steps: many")
+    with pytest.raises(UserError, match=r"config.yaml: steps: expected a whole number"):
         load_config(argv, path, saved=saved)
 
 

@@ -448,7 +448,7 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     for name, value in means.items():
         assert metrics[f"{name}_loss"].item() == pytest.approx(value, rel=1e-5), name
     assert total.item() == pytest.approx(sum(SCALES[n] * v for n, v in means.items()), rel=1e-4)
-    model = sum(means[name] for name in ("vector", "reward", "cont", "dyn", "rep"))
+    model = sum(SCALES[n] * means[n] for n in ("vector", "reward", "cont", "dyn", "rep"))
     assert metrics["model_loss"].item() == pytest.approx(model, rel=1e-4)
     assert all(torch.equal(left, right) for left, right in zip(state, inferred, strict=True))
     assert not any(part.requires_grad for part in state)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from build import LATENTS, make_dreamer, row_spaces
+from build import make_dreamer, row_spaces
 from config import load_config
+from latents import LATENTS
 from learner import Learner
 from optimizer import LaProp, clip_adaptively
 from replay import Replay
@@ -166,6 +167,16 @@ def test_an_optimizer_goes_on_exactly_after_loading():
     run(twin, twins, late)
     assert all(torch.equal(left, right) for left, right in zip(params, twins, strict=True))
     assert_same(twin.state_dict(), optimizer.state_dict())
+
+
+def test_settings_are_those_of_now_not_of_a_checkpoint():
+    param = nn.Parameter(torch.ones(2))
+    saved = LaProp([param], lr=0.1, agc=0.3, warmup=4)
+    run(saved, [param], gradients([param], 3))
+    optimizer = LaProp([param], lr=0.2, agc=0.5, warmup=9)
+    optimizer.load_state_dict(saved.state_dict())
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["agc"], group["warmup"], group["count"]) == (0.2, 0.5, 9, 3)
 
 
 FLAGS = (

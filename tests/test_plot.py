@@ -67,22 +67,26 @@ def test_curve_has_the_steps_that_all_seeds_share(tmp_path: Path) -> None:
     path = write_runs(tmp_path, {0: [(50, None), (100, 1), (200, 2)], 1: [(100, 3), (300, 4)]})
     (run,) = load_manifest(path).figures["returns"]
     assert run.steps.tolist() == [100] and run.returns.tolist() == [[1], [3]]
-    assert run.minutes == pytest.approx((200 + 300) / 2 / 2.0 / 60)
+    assert run.minutes == pytest.approx(10_000 / 2.0 / 60)
 
 
-def test_table_has_intervals_and_what_is_missing(tmp_path: Path) -> None:
+def test_table_has_intervals_and_says_how_many_seeds_got_so_far(tmp_path: Path) -> None:
     path = write_runs(tmp_path, {s: [(101, 1.0 + s), (150, 2)] for s in range(3)})
     lines = table(TASK, load_manifest(path).figures["returns"]).splitlines()
-    assert lines[2] == "| team | 2.00 [1.00, 3.00] | - | 3 seeds | 1 |"
-    assert lines[3] == "| *target* |  | 5 |  |  |"
+    assert lines[0] == "| **task, 2 agents** | at 100 | seeds | minutes / 10,000 steps |"
+    assert lines[2] == "| team | 2.00 [1.00, 3.00] | seeds 0, 1, 2 | 83.3 |"
+    assert "* Targets: 5 at 200." in lines
     assert "* Known: random -1; MAPPO 2.5 at 150 (somewhere)." in lines
-    assert "* team: `python dreamer.py` at abc, a machine." in lines
+    assert "* team: `python dreamer.py` at abc." in lines and lines[-1] == "* On a machine."
+    path = write_runs(tmp_path / "more", {0: [(100, 1), (198, 4)], 1: [(100, 1)]})
+    row = table(TASK, load_manifest(path).figures["returns"]).splitlines()[2]
+    assert row == "| team | 1.00 [1.00, 1.00] | 4.00 (1 of 2) | seeds 0, 1 | 83.3 |"
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     path = write_runs(tmp_path, {7: [(100, -1234.5)]})
     row = table(TASK, load_manifest(path).figures["returns"]).splitlines()[2]
-    assert row == "| team | -1,234 | - | seed 7 alone | 1 |"
+    assert row == "| team | -1,234 | seed 7 | 83.3 |"
 
 
 @pytest.mark.parametrize(

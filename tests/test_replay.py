@@ -140,7 +140,7 @@ def test_episode_starts_are_the_ones_a_search_finds(steps, length):
             if any(key[0] == copy for key in rows):
                 rows[copy, start] += 1
     shown = min(length, max(rows.values()))
-    data = ring.sample_episode_starts(150, length)
+    data = ring.sample_episodes(150, length)
     assert data["time"].shape == (150, shown)
     assert not data["is_first"][:, 1:].any()
     found = set(zip(data["copy"][:, 0].tolist(), data["time"][:, 0].tolist(), strict=True))
@@ -148,13 +148,15 @@ def test_episode_starts_are_the_ones_a_search_finds(steps, length):
     check_sequences(data, history, ring)
 
 
-def test_episode_starts_need_an_episode():
-    ring, _ = make_ring(0)
-    with pytest.raises(ValueError, match="no episode begins"):
-        ring.sample_episode_starts(1, 5)
-    ring.add(make_row(1, (7, 5, 11)))
-    with pytest.raises(ValueError, match="no episode begins"):
-        ring.sample_episode_starts(1, 5)
+def test_where_no_episode_begins_sequences_are_drawn_from_the_middle_of_one():
+    ring, history = make_ring(70, lengths=(40, 43, 45))  # the last 20 rows: from the middle
+    ring.rings["is_first"].zero_()
+    for row in history[-20:]:
+        row["is_first"] = torch.zeros_like(row["is_first"])
+    for length, shown in ((5, 5), (50, 19)):
+        data = ring.sample_episodes(30, length)
+        assert data["time"].shape == (30, shown)
+        check_sequences(data, history, ring)
 
 
 def test_add_names_what_is_wrong():
@@ -179,10 +181,10 @@ def test_random_state_round_trip():
     assert not torch.equal(other.sample(50, 4)[1], twin.sample(50, 4)[1])
     state = ring.random_state()
     assert isinstance(state, torch.Tensor)
-    expected = ring.sample(50, 4)[1], ring.sample_episode_starts(9, 3)["time"]
+    expected = ring.sample(50, 4)[1], ring.sample_episodes(9, 3)["time"]
     other.set_random_state(state)
     assert torch.equal(other.sample(50, 4)[1], expected[0])
-    assert torch.equal(other.sample_episode_starts(9, 3)["time"], expected[1])
+    assert torch.equal(other.sample_episodes(9, 3)["time"], expected[1])
 
 
 def test_sampling_leaves_the_global_random_state_alone():
@@ -225,6 +227,20 @@ def test_fill_lays_episodes_head_to_tail():
         assert np.array_equal(data[key].flatten(0, 1).numpy(), stream), key
     assert data["is_first"].sum() == 4
     assert not any(ring.rings[key].any() for key in LATENTS)
+
+
+def test_new_rows_are_not_joined_to_what_was_filled_in():
+    ring = Replay(40, 2, SPACES)
+    fill_with(ring, [make_episode(31)])
+    for time in range(1, 4):
+        ring.add(make_row(time, (100, 100)))
+    data, _ = next(ring.streams(100))
+    seam = data["time"].shape[1] - 3
+    for copy in range(2):
+        assert data["is_last"][copy, seam - 1] and data["is_first"][copy, seam]
+        assert (
+            not data["is_last"][copy, seam:].any() and not data["is_first"][copy, seam + 1 :].any()
+        )
 
 
 def test_fill_keeps_the_newest_that_fit():

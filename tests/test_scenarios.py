@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import dreamer
-from build import LATENTS, check_reward, make_dreamer, make_env, row_spaces
+from build import check_reward, make_dreamer, make_env, row_spaces
 from checkpoint import load_checkpoint, save_checkpoint
 from config import Config, load_config, read_yaml
 from envs.vmas import ScenarioError, Vmas, opposed_agents, scenario_names
+from latents import LATENTS
 from learner import Learner
 from replay import Replay
 from rollout import Player, play_episodes
