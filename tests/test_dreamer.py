@@ -14,6 +14,7 @@ from PIL import Image
 import dreamer
 from config import Config, load_config
 from envs.vmas import ScenarioError
+from recorder import Recorder
 from tools import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +133,22 @@ def test_learning_from_recorded_episodes_takes_no_environment_steps(finished, tm
     assert not (tmp_path / "train_eps").exists()
     last = metrics(tmp_path)[-1]
     assert last["step"] == 240 and last["vector_loss"] > 0 and "eval_return" in last
+
+
+def test_ranks_share_a_folder_of_recorded_episodes(finished, tmp_path, monkeypatch):
+    config = load_config(["--logdir", "x"], SETTINGS, saved=finished / "config.yaml")
+    env = dreamer.make_env(config, torch.device("cpu"), config.envs, 0)
+    team, held = dreamer.make_dreamer(config, env), []
+    for rank in range(2):
+        recorder = Recorder(config, env, tmp_path / str(rank))
+        with monkeypatch.context() as patch:
+            patch.setattr("distributed.ranks", lambda: 2)
+            patch.setattr("distributed.rank", lambda rank=rank: rank)
+            recorder.load(team, str(finished / "train_eps"))
+        recorder.folder.close()
+        rows = recorder.replay.rings["agent0"][: recorder.replay.steps_per_copy].flatten(0, 1)
+        held.append(set(map(tuple, rows.tolist())))
+    assert len(held[0]) >= 200 <= len(held[1]) and not held[0] & held[1]
 
 
 def test_an_episode_longer_than_the_replay_still_gives_pictures(tmp_path):
