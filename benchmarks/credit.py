@@ -8,8 +8,9 @@ follows the model back to each action. `reinforce` weighs log-probabilities by t
 critic's value, which no action of that moment changes. `counterfactual` (after COMA: Foerster et
 al., 2018, arXiv 1705.08926) takes for actor i the return of a rollout in which a^i alone was drawn
 anew as its baseline, with all later noise the same, and so needs N rollouts more. Printed is the
-mean cosine between an estimate and the mean of many by `dynamics`, for N = 2, 4, 8: 1 is without
-noise.
+mean cosine between an estimate and the mean of many by `dynamics`, for N = 2, 4, 8. For `dynamics`
+1 is without noise. The other two also count how later actions answer to the first one, which it
+does not, so they may stay below 1 without noise.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The program as its users start it: outputs, resumption, evaluation, and errors in one line."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,15 @@ import torch
 from PIL import Image
 
 import dreamer
-from config import Config, load_config
+from benchmarks import sides
+from config import Config, load_config, read_yaml
 from envs.vmas import ScenarioError
 from recorder import Recorder
 from tools import UserError
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "configs.yaml"
-PRESETS = ("vmas", "vmas_vector", "size1m", "size12m", "size25m", "original", "benchmarl", "debug")
+PRESETS = [name for name in read_yaml(SETTINGS) if name != "defaults"]
 QUICK = [
     *("--configs", "vmas_vector", "debug", "--device", "cpu", "--threads", "1"),
     *("--time_limit", "20", "--envs", "4", "--prefill", "160", "--log_every", "80"),
@@ -61,6 +63,30 @@ def test_a_run_leaves_every_kind_of_output(finished):
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
     assert rows[-1]["step"] == 480 and rows[-1]["train_ratio"] == pytest.approx(8, rel=0.3)
     assert all(value is not None for row in rows for value in row.values())
+
+
+def test_the_readme_explains_every_metric(finished):
+    text = (ROOT / "README.md").read_text()
+    logged = {re.sub(r"agent\d+", "agentI", name) for name in set().union(*metrics(finished))}
+    explained = set(re.findall(r"`(\w+)`", text)) | {"step", "memory_device_mib"}
+    assert logged - explained == set()
+
+
+def test_commands_of_the_readme_are_understood():
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for line in "".join(blocks).splitlines() if "dreamer.py" in line]
+    assert len(lines) >= 7
+    for line in lines:
+        assert load_config(line.partition("dreamer.py")[2].split(), SETTINGS).logdir
+
+
+def test_each_side_can_be_tried_against_random_play(finished, capsys):
+    sides.main(["--logdir", str(finished), "--side", "0", "--side", "1", "2", "--episodes", "3"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[1].strip() for row in rows[2:]] == ["none", "0", "1, 2", "0, 1, 2"]
+    assert all(float(cell) < 0 for row in rows[2:] for cell in row[2:5])
+    with pytest.raises(UserError, match="--side 3: expected agents from 0 to 2"):
+        sides.main(["--logdir", str(finished), "--side", "3"])
 
 
 def test_recorded_episodes_are_whole_and_begin_at_their_first_row(finished):
@@ -233,7 +259,7 @@ def test_a_signal_saves_and_ends_the_run(tmp_path, number):
     assert 0 < state["step"] < 100_000
 
 
-def test_every_preset_resolves_and_every_key_is_read(tmp_path, monkeypatch):
+def test_every_key_is_read(tmp_path, monkeypatch):
     read: set[str] = set()
     paths: dict[int, str] = {}
     get, as_dict = Config.__getattr__, Config.as_dict
