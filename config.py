@@ -97,7 +97,7 @@ def load_config(
     # What the user has to give is text: a logdir called 2024 is no number.
     defaults |= {key: "" for key in required if defaults.get(key) is None}
     if "--help" in argv or "-h" in argv:
-        print(_usage(sections, defaults))
+        print(_usage(sections, defaults, _comments(path)))
         sys.exit(0)
     values = copy.deepcopy(defaults)
     flags = _parse(argv, defaults)
@@ -161,8 +161,21 @@ def check_compatible(saved: Mapping[str, Any], config: Config, keys: Sequence[st
         raise UserError(f"the saved run has other settings: {'; '.join(differences)}")
 
 
-def _usage(presets: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    rows = [(f"--{key}", _shown(key, value)) for key, value in _leaves(defaults)]
+def _comments(path: Path) -> dict[str, str]:
+    """What is said behind each key of `defaults`, on its own line."""
+    defaults = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))["defaults"]
+    tokens = {key: parts[2] for key, parts in defaults.ca.items.items() if parts[2]}
+    lines = {key: token.value.partition("\n")[0] for key, token in tokens.items()}
+    return {key: f"  {line}" for key, line in lines.items() if line}
+
+
+def _usage(
+    presets: Mapping[str, Any], defaults: Mapping[str, Any], comments: Mapping[str, str]
+) -> str:
+    rows = [
+        (f"--{key}", f"{_shown(key, value):20}{comments.get(key, '')}".rstrip())
+        for key, value in _leaves(defaults)
+    ]
     width = max((len(flag) for flag, _ in rows), default=0)
     return "\n".join(
         [

@@ -13,7 +13,7 @@ YAML_TEXT = """
 defaults:
   logdir: null
   task: vmas_simple_spread
-  steps: 1_000_000
+  steps: 1_000_000  # how long
   lr: 1e-4
   train: true
   note: null
@@ -277,6 +277,7 @@ def test_help_lists_presets_keys_and_defaults(path, capsys):
     rows = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  --"))
     assert rows["--actor.dist.name"] == "normal"
     assert rows["--layers"] == "64 64"
+    assert rows["--steps"].split(maxsplit=1) == ["1000000", "# how long"]
     assert rows["--train"] == "true"
     assert rows["--note"] == "null"
     assert rows["--scales"] == "[]"
