@@ -80,6 +80,16 @@ def test_commands_of_the_readme_are_understood():
         assert load_config(line.partition("dreamer.py")[2].split(), SETTINGS).logdir
 
 
+def test_the_code_of_the_readme_plays_a_trained_team(finished, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "Player" in block)
+    names: dict = {}
+    exec(code.replace("./logdir/spread", str(finished)), names)
+    rows = names["rows"]
+    assert rows["reward"].shape == (8, 3) and rows["action"].shape == (8, 3, 2)
+
+
 def test_each_side_can_be_tried_against_random_play(finished, capsys):
     sides.main(["--logdir", str(finished), "--side", "0", "--side", "1", "2", "--episodes", "3"])
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line]
