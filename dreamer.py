@@ -18,22 +18,14 @@ from checkpoint import Checkpoints, load_training, sole_writer
 from config import Config, check_compatible, load_config, read_yaml
 from envs.vmas import ScenarioError
 from episodes import EpisodeFolder
+from gifs import GIF_FRAMES, encode_gif, tile
 from latents import LATENTS
 from learner import Learner
 from models import Dreamer
 from replay import Replay
 from rollout import play_episodes, summarise
 from run import Run
-from tools import (
-    GIF_FRAMES,
-    GracefulExit,
-    Logger,
-    UserError,
-    encode_gif,
-    replacing,
-    resolve_device,
-    tile,
-)
+from tools import GracefulExit, Logger, UserError, replacing, resolve_device
 
 EVAL_SEED = 1_000_000  # evaluation's scenes are never those of training
 EVAL_KEPT = 4  # episodes of an evaluation that are recorded and shown
