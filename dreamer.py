@@ -64,10 +64,10 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
                 recorder.add(rows)
                 meter.tally.add(rows)
             run.step += row_steps
-            if run.step >= config.prefill or config.offline_traindir:
-                run.owed += row_steps * config.train_ratio / replayed
             too_few = distributed.anywhere(recorder.replay.steps_per_copy <= config.batch_length)
-            while run.owed >= 1 and not too_few:
+            if not too_few and (run.step >= config.prefill or config.offline_traindir):
+                run.owed += row_steps * config.train_ratio / replayed
+            while run.owed >= 1:
                 run.owed -= 1
                 logger.scalars(learner.learn(recorder))
             figures = {}

@@ -203,6 +203,13 @@ def test_the_image_head_draws_at_the_size_asked_for(tmp_path):
         assert gif.size == (6 * 32, 3 * 32)
 
 
+def test_no_updates_pile_up_while_there_are_too_few_rows(tmp_path):
+    run(tmp_path, "--prefill", "16", "--batch_length", "40", "--steps", "240", "--log_every", "8")
+    done = [row["updates_per_second"] > 0 for row in metrics(tmp_path)]
+    first = metrics(tmp_path)[done.index(True)]
+    assert first["step"] >= 164 and first["train_ratio"] < 2 * 8 + 20  # one update is 20 a step
+
+
 def test_steps_count_every_simulator_step_of_an_action(tmp_path):
     run(tmp_path, "--action_repeat", "2", "--steps", "320")
     rows = metrics(tmp_path)
