@@ -10,8 +10,9 @@ class LaProp(torch.optim.Optimizer):
     """RMS-normalised gradients, then momentum (Ziyin et al., arXiv 2002.04839).
 
     Each tensor's gradient is first clipped to `agc` times the norm of its parameter (adaptive
-    gradient clipping, Brock et al., arXiv 2102.06171), and the rate rises linearly over `warmup`
-    steps. Everything stays on the parameters' device.
+    gradient clipping, Brock et al., arXiv 2102.06171). The rate rises linearly over `warmup` steps
+    and, if `decay` is not 0, falls with the square root of the steps after that many. Everything
+    stays on the parameters' device.
     """
 
     def __init__(
@@ -22,8 +23,10 @@ class LaProp(torch.optim.Optimizer):
         eps: float = 1e-20,
         agc: float = 0.3,
         warmup: int = 1000,
+        decay: int = 0,
     ):
-        super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, agc=agc, warmup=warmup))
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "agc": agc}
+        super().__init__(parameters, defaults | {"warmup": warmup, "decay": decay})
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All that is optimised."""
@@ -71,6 +74,7 @@ class LaProp(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, torch.where(sound, beta1, 1.0))
         torch._foreach_addcdiv_(momenta, grads, scales, 1 - beta1)
         rate = group["lr"] * min(1.0, count / max(1, group["warmup"])) / (1 - beta1**count)
+        rate *= min(1.0, group["decay"] / count) ** 0.5 if group["decay"] else 1.0
         torch._foreach_sub_(params, torch._foreach_mul(momenta, torch.where(sound, rate, 0.0)))
         return norms
 

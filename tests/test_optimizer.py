@@ -47,15 +47,16 @@ def test_laprop_against_plain_numbers(warmup):
         assert param.item() == pytest.approx(x, abs=1e-9)
 
 
-def test_warm_up_makes_the_rate_rise_linearly():
+def test_the_rate_rises_linearly_and_falls_with_the_square_root():
     """A constant gradient moves a parameter by exactly the rate."""
-    param = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer, moves = LaProp([param], lr=1.0, warmup=4, agc=1e9), []
-    for _ in range(6):
-        before = param.item()
-        run(optimizer, [param], [[torch.ones(1, dtype=torch.float64)]])
-        moves.append(before - param.item())
-    assert moves == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    for decay, late in ((0, [1.0] * 4), (6, [1.0, 1.0, (6 / 7) ** 0.5, (6 / 8) ** 0.5])):
+        param = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer, moves = LaProp([param], lr=1.0, warmup=4, agc=1e9, decay=decay), []
+        for _ in range(8):
+            before = param.item()
+            run(optimizer, [param], [[torch.ones(1, dtype=torch.float64)]])
+            moves.append(before - param.item())
+        assert moves == pytest.approx([0.25, 0.5, 0.75, 1.0, *late])
 
 
 def test_the_first_step_is_as_long_for_small_gradients_as_for_large():
