@@ -179,11 +179,10 @@ def test_scenario_that_vmas_cannot_build():
 
 def test_the_example_of_the_readme_trains(tmp_path):
     """One's own scenario, with an argument of its own, from the file to a checkpoint."""
-    example = re.search(
-        r"```python\n(.*?class Scenario.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "class Scenario" in block)
     path = tmp_path / "meet.py"
-    path.write_text(example[1])
+    path.write_text(example)
     flags = ("--configs", "vmas_vector", "debug", "--device", "cpu", "--steps", "240")
     flags += ("--prefill", "160", "--time_limit", "20", "--scenario.n_agents", "3")
     dreamer.main([*flags, "--task", f"vmas_{path}", "--logdir", str(tmp_path / "run")])
