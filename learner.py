@@ -130,9 +130,9 @@ class Learner:
         """Go on from what `state_dict` returned; `source` says where it was."""
         self.load_weights(state, source)
         for name, optimizer in self.optimizers.items():
-            if name == "probe" and name not in state["optimizers"]:
-                continue  # the image head begins anew
             if name not in state["optimizers"]:
+                if name == "probe":
+                    continue  # the image head begins anew
                 raise UserError(f"{source} does not fit: it has no optimiser '{name}'")
             try:
                 optimizer.load_state_dict(state["optimizers"][name])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from vmas import make_env
+from vmas import make_env, mpe_scenarios
 from vmas.simulator.environment import Environment
 
 from config import load_config
@@ -79,7 +79,7 @@ def scripted(task: str) -> Policy | None:
     """The scripted team of a task, if there is one."""
     if task == "simple_spread":
         return Spread()
-    package = "vmas.scenarios.mpe" if task.startswith("simple") else "vmas.scenarios"
+    package = "vmas.scenarios.mpe" if task in mpe_scenarios else "vmas.scenarios"
     heuristic = getattr(importlib.import_module(f"{package}.{task}"), "HeuristicPolicy", None)
     if not heuristic:
         return None

@@ -99,16 +99,17 @@ def _load_run(entry: Mapping, folder: Path, machines: Mapping[str, str]) -> Run:
     curves = [
         {line["step"]: line["eval_return"] for line in log if "eval_return" in line} for log in logs
     ]
-    if not set.intersection(*map(set, curves)):
-        raise ManifestError(f"run {entry['label']}: no step at which all seeds were evaluated")
     steps = sum(log[-1]["step"] for log in logs)
-    return Run(
+    run = Run(
         **{key: entry[key] for key in ("task", "label", "seeds", "command", "commit")},
         machine=machines[entry["machine"]],
         note=entry.get("note", ""),
         curves=curves,
         minutes=sum(map(wall_time, logs)) / steps * 10_000 / 60,
     )
+    if not run.steps.size:
+        raise ManifestError(f"run {run.label}: no step at which all seeds were evaluated")
+    return run
 
 
 def read_metrics(path: Path) -> list[dict]:
