@@ -45,6 +45,8 @@ _LEAST = {  # the least value of a setting, by its path
     ),
     2: ("batch_length",),
 }
+_TOTALS = ("envs", "batch_size", "imag_starts", "dataset_size")  # of all ranks
+_SEEDS = 10_000  # between two ranks' seeds
 _SHARES = ("discount", "discount_lambda", "rssm.unimix", "actor.unimix", "critic.slow_rate")
 
 
@@ -77,6 +79,17 @@ def check_values(config: Config) -> None:
         least = copies * (config.batch_length + 1)
         if (value := attrgetter(key)(config)) < least:
             raise UserError(f"--{key} {value}: expected {least} or more")
+
+
+def share(config: Config, rank: int, ranks: int) -> Config:
+    """One rank's part of the settings: its part of the totals, and a seed of its own."""
+    values = config.as_dict()
+    for key in _TOTALS:
+        if values[key] % ranks and key != "dataset_size":
+            raise UserError(f"--{key} {values[key]}: expected a multiple of the {ranks} ranks")
+        values[key] //= ranks
+    values["seed"] += _SEEDS * rank
+    return Config(values)
 
 
 def check_reward(config: Config) -> None:

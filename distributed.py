@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from config import Config
-from tools import UserError
 
-_TOTALS = ("envs", "batch_size", "imag_starts")
-_SEEDS = 10_000  # between two ranks' seeds
+class RankLost(RuntimeError):
+    """Another rank of this run has ended, so that this one cannot go on."""
+
+    def __init__(self) -> None:
+        super().__init__("another rank of this run has ended; the same command resumes it")
 
 
 def rank() -> int:
@@ -32,27 +33,20 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def join(config: Config) -> Config:
-    """Meet the other ranks that torchrun has started; returns this one's share of the settings.
+def started() -> tuple[int, int]:
+    """The place of this process, and the number of processes, as torchrun has started them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-    The share has its part of the totals, and a seed and a GPU of its own. Raises `UserError`.
-    """
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count == 1:
-        return config
-    values = config.as_dict()
-    for key in _TOTALS:
-        if values[key] % count:
-            raise UserError(f"--{key} {values[key]}: expected a multiple of the {count} ranks")
-        values[key] //= count
-    values["dataset_size"] //= count
-    values["seed"] += _SEEDS * int(os.environ["RANK"])
-    if torch.cuda.is_available() and values["device"] in ("auto", "cuda"):
-        values["device"] = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-        torch.cuda.set_device(values["device"])
-    gpu = values["device"].startswith("cuda")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-    return Config(values)
+
+def join(device: str) -> str:
+    """Meet the other ranks that torchrun has started; returns the device of this one."""
+    if started()[1] == 1:
+        return device
+    if torch.cuda.is_available() and device in ("auto", "cuda"):
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+    return device
 
 
 def leave() -> None:
@@ -117,5 +111,4 @@ def _together(collective: Callable, *args: Any) -> None:
     try:
         collective(*args)
     except RuntimeError as error:
-        lost = "another rank of this run has ended; the same command resumes from latest.pt"
-        raise UserError(lost) from error
+        raise RankLost from error

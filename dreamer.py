@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import distributed
-from build import FIXED, check_reward, check_values, make_dreamer, make_env
+from build import FIXED, check_reward, check_values, make_dreamer, make_env, share
 from checkpoint import Checkpoints, load_training, sole_writer
 from config import Config, check_compatible, load_config, read_yaml
 from envs.vmas import ScenarioError
@@ -156,15 +156,15 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Do what the command line asks for. Raises `UserError` and `ScenarioError`."""
+    """Do what the command line asks for. Raises `UserError`, `ScenarioError` and `RankLost`."""
     settings = Path(__file__).with_name("configs.yaml")
     config = load_config(argv, settings)
     logdir = Path(config.logdir)
     if config.eval_only:  # a trained team is played with the settings that it was trained with
         config = load_config(argv, settings, saved=logdir / "config.yaml")
     check_values(config)
-    own = distributed.join(config)  # `config` holds the totals of all ranks
-    device = resolve_device(own.device)
+    own = share(config, *distributed.started())  # `config` holds the totals of all ranks
+    device = resolve_device(distributed.join(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # all ranks begin with the same weights
@@ -196,6 +196,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
         distributed.leave()
-    except (UserError, ScenarioError) as error:
+    except (UserError, ScenarioError, distributed.RankLost) as error:
         print(f"dreamer.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,7 +8,7 @@ import threading
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +32,15 @@ class EpisodeFolder:
         folder: Path | str,
         limit_steps: int,
         spaces: Spaces,
-        keys: Sequence[str] | None = None,
         queue_size: int = 64,
     ):
         """Keep at most `limit_steps` steps in `folder`, which is made when first written to.
 
-        Files hold `keys`, all of `spaces` if None. While `queue_size` episodes wait to be written,
-        so does the caller of `add`.
+        While `queue_size` episodes wait to be written, so does the caller of `add`.
         """
         self.folder = Path(folder)
         self.limit_steps = limit_steps
-        self.spaces = {key: spaces[key] for key in (spaces if keys is None else keys)}
+        self.spaces = dict(spaces)
         own = re.compile(r"(\d{8})T(\d{12})-[0-9a-f]{8}-(\d+)\.npz")
         found = [own.fullmatch(path.name) for path in sorted(self.folder.glob("*.npz"))]
         self._files = collections.deque((name[0], int(name[3])) for name in found if name)
@@ -74,13 +72,8 @@ class EpisodeFolder:
             self._problem = f"an episode is longer than the {self.limit_steps} steps of its folder"
         self._report()
 
-    def flush(self) -> None:
-        """Wait until every episode handed over has been written."""
-        self._queue.join()
-        self._report()
-
     def close(self) -> None:
-        """Wait as `flush` does, then end the thread (which `add` would start again)."""
+        """Wait until every episode handed over is written; `add` would start anew."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -154,16 +147,11 @@ class EpisodeFolder:
         self._begins[copies] = end
 
     def _work(self) -> None:
-        while True:
-            episode = self._queue.get()
+        for episode in iter(self._queue.get, None):
             try:
-                if episode is None:
-                    return
                 self._write(episode)
             except Exception as error:  # whatever it is, recording must not end the run
                 self._problem = f"an episode is lost: {str(error) or repr(error)}"
-            finally:
-                self._queue.task_done()
 
     def _write(self, episode: Episode) -> None:
         # Names must sort by age even when the clock stands still or jumps back.

@@ -101,10 +101,6 @@ class Logger:
         with self._tolerating("TensorBoard's file"):
             self._board = SummaryWriter(str(self._logdir), purge_step=step + 1)
 
-    def scalar(self, name: str, value: float | Tensor) -> None:
-        """Adds to the average of `name`; see `scalars`."""
-        self.scalars({name: value})
-
     def scalars(self, values: Mapping[str, float | Tensor]) -> None:
         """Adds numbers or 0-d tensors to the averages of their names, without waiting for a GPU."""
         groups: dict[tuple, dict[str, Tensor]] = {}

@@ -18,6 +18,7 @@ import torch.multiprocessing as multiprocessing
 
 import distributed
 import dreamer
+from build import share
 from config import Config, load_config
 from learner import Learner
 from models import Dreamer, ReturnScale
@@ -99,15 +100,20 @@ def test_two_ranks_have_the_gradients_of_one_process(
 
 
 @pytest.mark.parametrize("key", ["envs", "batch_size", "imag_starts"])
-def test_totals_are_divided_evenly_or_refused(monkeypatch, key):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_totals_are_divided_evenly_or_refused(key):
+    whole = settings(f"--{key}", "6", "--dataset_size", "7")
+    parts = [share(whole, rank, 2) for rank in range(2)]
+    assert [getattr(part, key) for part in parts] == [3, 3]
+    assert [part.dataset_size for part in parts] == [3, 3]
+    assert parts[0].seed == whole.seed != parts[1].seed
     with pytest.raises(UserError, match=f"--{key} 7: expected a multiple of the 2 ranks"):
-        distributed.join(settings(f"--{key}", "7"))
+        share(settings(f"--{key}", "7"), 0, 2)
 
 
 def test_alone_nothing_is_divided_or_averaged():
     config = settings()
-    assert distributed.join(config) is config
+    assert share(config, *distributed.started()).as_dict() == config.as_dict()
+    assert distributed.join("cpu") == "cpu"
     assert distributed.gather("value") == ["value"]
 
 

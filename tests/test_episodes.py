@@ -46,7 +46,7 @@ def spans(episodes):
 @pytest.mark.parametrize("lengths", [(7, 5, 11), (6, 6), (150, 40, 3), (130,)])
 def test_whole_episodes_and_only_those_become_files(tmp_path, lengths):
     steps = 210
-    folder = EpisodeFolder(tmp_path / "a" / "b", 10**6, SPACES | LATENTS, KEYS)
+    folder = EpisodeFolder(tmp_path / "a" / "b", 10**6, SPACES)
     run_folder(folder, steps, lengths)
     folder.close()
     episodes = load(EpisodeFolder(folder.folder, 10**6, SPACES))
@@ -68,7 +68,7 @@ def test_whole_episodes_and_only_those_become_files(tmp_path, lengths):
 def test_files_fill_a_replay_with_the_same_rows(tmp_path):
     folder = EpisodeFolder(tmp_path, 10**6, SPACES)
     run_folder(folder, 60, (7, 5, 11))
-    folder.flush()
+    folder.close()
     episodes = load(folder)
     ring = Replay(1000, 3, SPACES | LATENTS, latents=list(LATENTS))
     assert fill(ring, [len(e["is_first"]) for e in episodes], episodes)
@@ -78,7 +78,6 @@ def test_files_fill_a_replay_with_the_same_rows(tmp_path):
         stream = np.concatenate([episode[key] for episode in episodes])
         stream = stream[: len(stream) // 3 * 3]
         assert np.array_equal(data[key].flatten(0, 1).numpy(), stream)
-    folder.close()
 
 
 def test_interrupted_episodes_are_absent(tmp_path):
@@ -225,7 +224,7 @@ def test_failed_writes_warn_once_and_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.warns(UserWarning, match="cannot write .*No space left") as caught:
         run_folder(folder, 20, (5, 4))
-        folder.flush()
+        folder.close()
     assert len(caught) == 1 and list(tmp_path.iterdir()) == []
     monkeypatch.setattr(np, "savez_compressed", healthy)
     with warnings.catch_warnings():
@@ -242,7 +241,7 @@ def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match=r"an episode is lost: .*file"):
             run_folder(folder, 5, (5,))
-            folder.flush()
+            folder.close()
         run_folder(folder, 5, (5,), start=5)
         folder.close()
     assert load(folder) == []
@@ -255,7 +254,6 @@ def test_closing_twice_and_going_on(tmp_path):
     run_folder(folder, 5, (5,))
     folder.close()
     folder.close()
-    folder.flush()
     assert threading.active_count() == threads
     run_folder(folder, 5, (5,), start=5)
     folder.close()
@@ -432,7 +430,7 @@ def test_where_all_episodes_have_just_ended_none_is_gone_on_with(tmp_path):
 def test_nothing_waits_for_the_gpu(tmp_path):
     spaces = SPACES | LATENTS
     ring = Replay(60, 3, spaces, device="cuda", latents=list(LATENTS))
-    folder = EpisodeFolder(tmp_path, 10**6, spaces, KEYS)
+    folder = EpisodeFolder(tmp_path, 10**6, SPACES)
     rows = [{k: v.cuda() for k, v in make_row(t, (7, 7, 7)).items()} for t in range(200)]
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -62,12 +62,12 @@ def test_logger_averages_numbers_and_tensors(tmp_path, device):
     with torch.no_grad():
         moving += 2  # the logger keeps the value that it was given
     log.scalars({"loss": moving, "count": torch.tensor(5, device=device), "number": np.float32(2)})
-    log.scalar("loss", 9)
-    log.scalar("half", torch.tensor(0.5, dtype=torch.bfloat16, device=device))
-    log.scalar("flag", torch.tensor(True, device=device))
+    log.scalars({"loss": 9})
+    log.scalars({"half": torch.tensor(0.5, dtype=torch.bfloat16, device=device)})
+    log.scalars({"flag": torch.tensor(True, device=device)})
     expected = {"number": 1.5, "loss": 5.0, "count": 4.0, "half": 0.5, "flag": 1.0}
     assert log.write(10) == expected
-    log.scalar("loss", 1)
+    log.scalars({"loss": 1})
     assert log.write(20) == {"loss": 1.0}  # nothing is left over
     assert log.write(30) == {}
     log.close()
@@ -88,7 +88,7 @@ def test_logger_keeps_values_that_are_not_finite_out_of_the_json(tmp_path):
 def test_logger_averages_many_values_without_drift(tmp_path):
     log = Logger(tmp_path)
     for _ in range(5000):
-        log.scalar("return", torch.tensor(0.1))
+        log.scalars({"return": torch.tensor(0.1)})
     assert log.write(1)["return"] == pytest.approx(0.1, abs=1e-7)
     log.close()
 
@@ -96,7 +96,7 @@ def test_logger_averages_many_values_without_drift(tmp_path):
 def test_logger_refuses_what_is_no_scalar(tmp_path):
     log = Logger(tmp_path)
     with pytest.raises(ValueError, match=r"0-d tensors, got \(3,\) in \['loss'\]"):
-        log.scalar("loss", torch.zeros(3))
+        log.scalars({"loss": torch.zeros(3)})
     log.close()
 
 
@@ -163,7 +163,7 @@ def test_video_keeps_the_frames_it_was_given(tmp_path):
 def test_resumed_logger_drops_what_the_checkpoint_does_not_know(tmp_path):
     log = Logger(tmp_path)
     for step in (10, 20, 30):
-        log.scalar("kl", step)
+        log.scalars({"kl": step})
         log.write(step)
     log.close()
     path = tmp_path / "metrics.jsonl"
@@ -171,7 +171,7 @@ def test_resumed_logger_drops_what_the_checkpoint_does_not_know(tmp_path):
         file.write(b'{"step": 15, "kl\n\xff\x00\n[1]\n{"kl": 3}\n{"step": 12}')
     log = Logger(tmp_path, step=20)
     assert [line["step"] for line in lines_of(tmp_path)] == [10, 20]
-    log.scalar("kl", 25)
+    log.scalars({"kl": 25})
     log.write(25)
     log.close()
     assert lines_of(tmp_path) == [{"step": s, "kl": float(s)} for s in (10, 20, 25)]
