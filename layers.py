@@ -120,23 +120,6 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-class SharedLinear(nn.Module):
-    """N linear layers that see the same, as one product: weight (N, outputs, inputs)."""
-
-    def __init__(
-        self, count: int, inputs: int, outputs: int, bias: bool = True, scale: float = 1.0
-    ):
-        super().__init__()
-        self.weight = nn.Parameter(init_weights(torch.empty(count, outputs, inputs), inputs, scale))
-        self.bias = nn.Parameter(torch.zeros(count, outputs)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, inputs) to (N, M, outputs)."""
-        bias = None if self.bias is None else self.bias.flatten()
-        flat = F.linear(x, self.weight.flatten(0, 1), bias)
-        return flat.view(len(x), *self.weight.shape[:2]).transpose(0, 1)
-
-
 class PairMLP(nn.Module):
     """An MLP for one agent's vector: two layers for each pair of neighbouring numbers, one for all.
 

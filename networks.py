@@ -26,7 +26,6 @@ from layers import (
     Linear,
     PairMLP,
     RMSNorm,
-    SharedLinear,
     StackedLinear,
     activation,
 )
@@ -276,8 +275,9 @@ class Actors(nn.Module):
     """One policy per agent, as one module of stacked weights, so that N cost about what one does.
 
     Every actor sees the joint state, and through a `TeamView` the vectors at its end: its own
-    agent's, and what all amount to. All actors learn that view together; the rest is each one's
-    own. `widths` are those of the agents' vectors, if there are any.
+    agent's, and what all amount to. All actors learn that view together, and the layer that reads
+    the joint state, whose product is the widest; what an actor makes of them is its own. `widths`
+    are those of the agents' vectors, if there are any.
 
     `action_sizes` holds each agent's action width; narrower agents are padded to the widest, here
     and nowhere else: the padding is masked out of samples, log-probabilities and entropies.
@@ -300,13 +300,8 @@ class Actors(nn.Module):
         count, width = len(action_sizes), max(action_sizes)
         self.vectors = sum(widths)
         self.view = TeamView(widths, units)
-        # Two products instead of one: nobody asks for the gradient of the features.
-        share = (inputs / (inputs + self.view.outputs)) ** 0.5
-        self.joint = SharedLinear(count, inputs, units, scale=share)
-        self.pooled = self.own = None
-        if widths:
-            rest = (1 - share**2) ** 0.5
-            self.pooled = SharedLinear(count, self.view.outputs, units, bias=False, scale=rest)
+        self.joint = Linear(inputs + self.view.outputs, units)
+        self.own = None
         if len(widths) == count:
             self.own = StackedLinear(count, units, units)
         body = [RMSNorm(units, count), nn.SiLU()]
@@ -328,10 +323,8 @@ class Actors(nn.Module):
 
     def _see(self, feat: Tensor) -> Tensor:
         """(M, F) to the first layer of each actor (N, M, units), before its norm."""
-        seen = self.joint(feat)
         each, pooled = self.view(feat[:, feat.shape[-1] - self.vectors :])
-        if self.pooled is not None:
-            seen = seen + self.pooled(pooled)
+        seen = self.joint(torch.cat([feat, pooled], -1))
         if self.own is not None:
-            seen = seen + self.own(each.transpose(0, 1))
-        return seen
+            return seen + self.own(each.transpose(0, 1))
+        return seen.expand(len(self.mask), -1, -1)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import MLP, BlockLinear, PairMLP, RMSNorm, SharedLinear, StackedLinear, init_weights
+from layers import MLP, BlockLinear, PairMLP, RMSNorm, StackedLinear, init_weights
 
 
 def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
@@ -64,16 +64,6 @@ def test_stacked_layers_equal_a_loop():
     nn.init.normal_(stacked.bias)
     expected = [x[i] @ stacked.weight[i] + stacked.bias[i] for i in range(3)]
     assert torch.allclose(stacked(x), torch.stack(expected), atol=1e-6)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_layers_that_see_the_same_equal_a_loop(bias):
-    shared, x = SharedLinear(3, 4, 6, bias), torch.randn(5, 4)
-    if bias:
-        nn.init.normal_(shared.bias)
-    offsets = shared.bias if bias else torch.zeros(3, 6)
-    expected = [x @ shared.weight[i].T + offsets[i] for i in range(3)]
-    assert torch.allclose(shared(x), torch.stack(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [True, False])

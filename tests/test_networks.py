@@ -233,7 +233,8 @@ def single(actors, agent, size):
         outputs = torch.cat([outputs, actors.mask.shape[1] + outputs])
     state = {}
     for name, value in actors.state_dict().items():
-        value = value[agent : agent + 1]
+        if not name.startswith("joint."):  # which all actors share
+            value = value[agent : agent + 1]
         last = name.startswith(f"body.{len(actors.body) - 1}.")
         state[name] = value[..., outputs] if last else value
     own.load_state_dict(state)
@@ -260,15 +261,19 @@ def test_stacked_actors_equal_a_loop_of_single_ones(discrete):
 def test_each_actor_sees_its_own_vector_and_what_all_amount_to(discrete):
     widths, feat = [2, 3, 2], torch.randn(4, 5, 9)
     actors = Actors(9, SIZES, discrete, units=8, layers=2, widths=widths)
-    blind = Actors(9 + 2 * 8 + 8, SIZES, discrete, units=8, layers=2)
-    blind.body = actors.body
-    first = actors.joint.weight, actors.pooled.weight, actors.own.weight.mT
-    blind.joint.weight.data = torch.cat(first, -1)
-    blind.joint.bias.data = actors.joint.bias + actors.own.bias[:, 0]
+    nn.init.normal_(actors.own.bias)
     each, pooled = actors.view(feat[..., -7:])
+    shared = actors.joint(torch.cat([feat, pooled], -1))
     for agent, view in enumerate(each.unbind(-2)):
-        expected = blind(torch.cat([feat, pooled, view], -1)).mode[..., agent, :]
-        assert torch.allclose(actors(feat).mode[..., agent, :], expected, atol=1e-5), agent
+        own = shared + view @ actors.own.weight[agent] + actors.own.bias[agent]
+        expected = actors.body(own.flatten(0, 1).expand(3, -1, -1))[agent].unflatten(0, (4, 5))
+        mode = actors(feat).mode[..., agent, :]
+        if discrete:
+            allowed = expected.masked_fill(actors.mask[agent] == 0, -torch.inf)
+            assert (mode.argmax(-1) == allowed.argmax(-1)).all(), agent
+        else:
+            mean = expected[..., :3].tanh() * actors.mask[agent]
+            assert torch.allclose(mode, mean, atol=1e-5), agent
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -287,11 +292,12 @@ def test_log_prob_is_of_the_own_action_alone(discrete, sizes):
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_each_policy_depends_on_its_own_weights_alone(discrete):
+    """Beside the first layer, which all share."""
     actors = make_actors(discrete, (2, 2, 2))
     policy = actors(torch.randn(6, 9))
     for agent in range(3):
         loss = policy.entropy()[:, agent].sum()
-        grads = torch.autograd.grad(loss, list(actors.parameters()), retain_graph=True)
+        grads = torch.autograd.grad(loss, list(actors.body.parameters()), retain_graph=True)
         assert all((grad.flatten(1).abs().sum(1) > 0).tolist()[agent] for grad in grads[:-1])
         for grad in grads:
             assert grad[[other for other in range(3) if other != agent]].abs().max() == 0
