@@ -155,7 +155,7 @@ class Standard(nn.Module):
     are buffers, so that a checkpoint holds them.
     """
 
-    FINEST = 0.1  # deviations below it count as this much: not every trifle is worth predicting
+    FINEST = 0.05  # deviations below it count as this much: not every trifle is worth predicting
     SLOWEST = 1e-3  # share of the newest rows in the averages, once many have been seen
 
     def __init__(self, sizes: dict[str, int]):
