@@ -45,9 +45,9 @@ _LEAST = {  # the least value of a setting, by its path
     ),
     2: ("batch_length",),
 }
-_TOTALS = ("envs", "batch_size", "imag_starts", "dataset_size")  # of all ranks
-_SEEDS = 10_000  # between two ranks' seeds
 _SHARES = ("discount", "discount_lambda", "rssm.unimix", "actor.unimix", "critic.slow_rate")
+_TOTALS = ("envs", "batch_size", "imag_starts")  # of all ranks
+_SEEDS = 10_000  # between two ranks' seeds
 
 
 def check_values(config: Config) -> None:
@@ -85,9 +85,10 @@ def share(config: Config, rank: int, ranks: int) -> Config:
     """One rank's part of the settings: its part of the totals, and a seed of its own."""
     values = config.as_dict()
     for key in _TOTALS:
-        if values[key] % ranks and key != "dataset_size":
+        if values[key] % ranks:
             raise UserError(f"--{key} {values[key]}: expected a multiple of the {ranks} ranks")
         values[key] //= ranks
+    values["dataset_size"] //= ranks
     values["seed"] += _SEEDS * rank
     return Config(values)
 

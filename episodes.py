@@ -40,7 +40,7 @@ class EpisodeFolder:
         """
         self.folder = Path(folder)
         self.limit_steps = limit_steps
-        self.spaces = dict(spaces)
+        self.spaces = spaces
         own = re.compile(r"(\d{8})T(\d{12})-[0-9a-f]{8}-(\d+)\.npz")
         found = [own.fullmatch(path.name) for path in sorted(self.folder.glob("*.npz"))]
         self._files = collections.deque((name[0], int(name[3])) for name in found if name)

@@ -97,8 +97,8 @@ def test_a_standard_puts_vectors_on_one_footing():
         standard.update({key: rows[i] for key, rows in batches.items()})
     rows = symlogs.flatten(0, -2)
     deviation = rows.std(0, correction=0)
-    assert deviation[2] < Standard.FINEST
-    deviation[2] = Standard.FINEST  # less is noise
+    assert deviation[2] < 0.05
+    deviation[2] = 0.05  # less is noise
     assert torch.allclose(standard(batches), (symlogs - rows.mean(0)) / deviation, atol=1e-3)
 
 
