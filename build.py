@@ -27,7 +27,7 @@ EXACT = (
 _CHOICES = {
     "reward": ("mean", "sum", "agent"),
     "imag_gradient": ("dynamics", "reinforce"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "tf32", "bfloat16"),
 }
 _LEAST = {  # the least value of a setting, by its path
     0: (

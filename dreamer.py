@@ -167,6 +167,8 @@ def main(argv: list[str]) -> None:
     device = resolve_device(distributed.join(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
+    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.manual_seed(config.seed)  # all ranks begin with the same weights
     env = make_env(own, device, own.envs, own.seed, training=True)
     learner, checkpoints = Learner(own, make_dreamer(own, env)), Checkpoints(logdir)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from capture import captured
 from config import Config
 from distributed import average
 from latents import LATENTS
@@ -41,6 +42,10 @@ class Learner:
         if dreamer.probe:
             rates = {"lr": config.probe.lr, "warmup": config.probe.warmup}
             self.optimizers["probe"] = LaProp(dreamer.probe.parameters(), **rates)
+        self.capture = config.capture
+        if config.compile:
+            dreamer.compile_steps()
+        self._set_out()
 
     def learn(self, recorder: Recorder) -> dict[str, Tensor]:
         """One update, of the image head too when its turn comes; the metrics are on the device."""
@@ -50,35 +55,50 @@ class Learner:
             few = self.probe.batch_size
             drawn = self.update_probe(recorder.pictures, few, self.length)
             skipped = torch.maximum(metrics["skipped_updates"], drawn["skipped_updates"])
-            metrics |= drawn | {"skipped_updates": skipped}
+            metrics = metrics | drawn | {"skipped_updates": skipped}
         return metrics
 
     def update(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
         """Learn from a batch of replayed sequences; the metrics stay on the device."""
         data, index = replay.sample(batch, length)
-        buffers = [(buffer, buffer.clone()) for buffer in self.dreamer.buffers()]
-        with self._autocast():
-            loss, state, metrics = self.dreamer.losses(data)
-        sound = self._descend(loss, ("model", "behavior"), metrics)
-        for buffer, before in buffers:
-            buffer.copy_(torch.where(sound, buffer, before))
-        self.failed = torch.where(sound, 0, self.failed + 1)
-        self.dreamer.behavior.update_slow()
-        replay.write_back(index, self.dreamer.world.rssm.pack(state))
+        metrics, latents = self._teach_team(data)
+        replay.write_back(index, latents)
         self.updates += 1
         return metrics
 
     def update_probe(self, replay: Replay, batch: int, length: int) -> dict[str, Tensor]:
         """Teach the image head what the states of a few sequences look like."""
         data, index = replay.sample(batch, length)
+        metrics, latents = self._teach_probe(data)
+        replay.write_back(index, latents)
+        return metrics
+
+    def _set_out(self) -> None:
+        """Begin with updates that are not captured yet."""
+        self._teach_team = captured(self._learn_all, self.capture)
+        self._teach_probe = captured(self._learn_images, self.capture)
+
+    def _learn_all(self, data: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """An update of all but the image head: metrics, and the latents inferred on the way."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.dreamer.buffers()]
+        with self._autocast():
+            loss, state, metrics = self.dreamer.losses(data)
+        sound = self._descend(loss, ("model", "behavior"), metrics)
+        for buffer, before in buffers:
+            buffer.copy_(torch.where(sound, buffer, before))
+        self.failed.copy_(torch.where(sound, 0, self.failed + 1))
+        self.dreamer.behavior.update_slow()
+        return metrics, self.dreamer.world.rssm.pack(state)
+
+    def _learn_images(self, data: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """An update of the image head: as `_learn_all`."""
         with self._autocast():
             state = self.dreamer.infer(data)
             feat = self.dreamer.world.features(state)
             loss = self.dreamer.probe.loss(feat, data["image"]).mean()
         metrics = {"image_loss": loss.detach()}
         self._descend(loss, ("probe",), metrics)
-        replay.write_back(index, self.dreamer.world.rssm.pack(state))
-        return metrics
+        return metrics, self.dreamer.world.rssm.pack(state)
 
     def _autocast(self) -> torch.autocast:
         """Inside, products are in bfloat16, if `precision` says so.
@@ -140,6 +160,7 @@ class Learner:
                 raise UserError(f"{source} does not fit: optimiser '{name}': {error}") from error
         self.updates = state["updates"]
         self.failed.fill_(state.get("failed", 0))
+        self._set_out()
 
     def load_weights(self, state: dict, source: str) -> None:
         """Take over the networks alone. Raises `UserError` that names what does not fit.

@@ -30,7 +30,6 @@ def lambda_return(
     value, the discount of what follows. Returns (..., H, R):
     ret[t] = reward[t+1] + discount[t+1] * ((1 - lam) * value[t+1] + lam * ret[t+1]).
     """
-    lam = torch.as_tensor(lam, dtype=value.dtype, device=value.device).expand_as(value)
     fixed = reward + discount * (1 - lam) * value
     carry = discount * lam
     ret = value[..., -1, :]
@@ -217,12 +216,13 @@ class ReturnScale(nn.Module):
         self.decay, self.limit = decay, limit
         self.register_buffer("low", torch.zeros(rewards))
         self.register_buffer("high", torch.zeros(rewards))
+        self.register_buffer("ends", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Take in returns (..., R) and give the scale (R,), never below `limit`."""
         flat = concatenate(returns.detach().flatten(0, -2).float())
-        low, high = torch.quantile(flat, flat.new_tensor([0.05, 0.95]), dim=0)
+        low, high = torch.quantile(flat, self.ends, dim=0)
         self.low.lerp_(low, 1 - self.decay)
         self.high.lerp_(high, 1 - self.decay)
         return (self.high - self.low).clamp(min=self.limit)
@@ -272,15 +272,22 @@ class ImagBehavior(nn.Module):
         """
         feats, actions, entropies = [world.features(state)], [], []
         for _ in range(self.horizon):
-            policy = self.actors(feats[-1].detach())
-            action = policy.sample()
-            if learner is not None:
-                action = torch.where(learner.unsqueeze(-1), action, action.detach())
-            state = world.rssm.img_step(state, action)
-            feats.append(world.features(state))
+            state, feat, action, entropy = self.imagine_step(world, state, feats[-1], learner)
+            feats.append(feat)
             actions.append(action)
-            entropies.append(policy.entropy())
+            entropies.append(entropy)
         return torch.stack(feats, 1), torch.stack(actions, 1), torch.stack(entropies, 1)
+
+    def imagine_step(
+        self, world: WorldModel, state: State, feat: Tensor, learner: Tensor | None
+    ) -> tuple[State, Tensor, Tensor, Tensor]:
+        """Let all agents act once: the next state and its features, their actions and entropies."""
+        policy = self.actors(feat.detach())
+        action = policy.sample()
+        if learner is not None:
+            action = torch.where(learner.unsqueeze(-1), action, action.detach())
+        state = world.rssm.img_step(state, action)
+        return state, world.features(state), action, policy.entropy()
 
     def loss(
         self, world: WorldModel, state: State, is_terminal: Tensor
@@ -399,6 +406,11 @@ class Dreamer(nn.Module):
     def draws(self) -> bool:
         """Whether there is a part that predicts images."""
         return self.probe is not None or self.world.decoder.image
+
+    def compile_steps(self) -> None:
+        """Let torch.compile fuse what is repeated step by step, when it is first called."""
+        for part, name in ((self.world.rssm, "infer_step"), (self.behavior, "imagine_step")):
+            setattr(part, name, torch.compile(getattr(part, name), dynamic=False))
 
     @torch.no_grad()
     def infer(self, batch: dict[str, Tensor]) -> State:

@@ -244,9 +244,9 @@ class RSSM(nn.Module):
         self, state: tuple[Tensor, Tensor], action: Tensor, embed: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Infer the state (B, ...) from the last one, the action between, and what is seen now."""
-        sequence = (action[:, None], embed[:, None], is_first[:, None])
-        deter, stoch, _ = self.observe(*sequence, state)
-        return deter[:, 0], stoch[:, 0]
+        keep = (~is_first).to(embed.dtype).unsqueeze(-1)
+        action_part = self.action_part(action * keep.unsqueeze(-1))
+        return self.infer_step(state, action_part, self.post_embed(embed), keep)[:2]
 
     def observe(
         self, action: Tensor, embed: Tensor, is_first: Tensor, state: tuple[Tensor, Tensor]
@@ -259,16 +259,24 @@ class RSSM(nn.Module):
         keep = (~is_first).to(embed.dtype).unsqueeze(-1)
         action_part = self.action_part(action * keep.unsqueeze(-1))
         embed_part = self.post_embed(embed)
-        deter, stoch = state
         steps = []
         for t in range(embed.shape[1]):
-            deter, stoch = deter * keep[:, t], stoch * keep[:, t, :, None]
-            deter = self._next_deter((deter, stoch), action_part[:, t])
-            post = self.latent.belief(self.post_head(self.post_deter(deter) + embed_part[:, t]))
-            stoch = self.latent.sample(post)
-            steps.append((deter, stoch, post))
+            steps.append(self.infer_step(state, action_part[:, t], embed_part[:, t], keep[:, t]))
+            state = steps[-1][:2]
         deter, stoch, post = (torch.stack(part, 1) for part in zip(*steps, strict=True))
         return deter, stoch, post
+
+    def infer_step(
+        self, state: tuple[Tensor, Tensor], action_part: Tensor, embed_part: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Infer deter, stoch and the posterior of a step from its parts (B, units).
+
+        keep (B, 1) is 0 where an episode begins.
+        """
+        deter, stoch = state[0] * keep, state[1] * keep.unsqueeze(-1)
+        deter = self._next_deter((deter, stoch), action_part)
+        post = self.latent.belief(self.post_head(self.post_deter(deter) + embed_part))
+        return deter, self.latent.sample(post), post
 
 
 class Actors(nn.Module):

@@ -12,7 +12,7 @@ class LaProp(torch.optim.Optimizer):
     Each tensor's gradient is first clipped to `agc` times the norm of its parameter (adaptive
     gradient clipping, Brock et al., arXiv 2102.06171). The rate rises linearly over `warmup` steps
     and, if `decay` is not 0, falls with the square root of the steps after that many. Everything
-    stays on the parameters' device.
+    is on the parameters' device, the count of steps too, so that a step can be captured as a graph.
     """
 
     def __init__(
@@ -38,6 +38,9 @@ class LaProp(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for group, settings in zip(self.param_groups, own, strict=True):
             group.update(settings)
+            if "count" in group:  # a plain number in older checkpoints
+                device = group["params"][0].device
+                group["count"] = torch.as_tensor(group["count"], dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def step(self, sound: Tensor | None = None) -> Tensor:
@@ -62,20 +65,22 @@ class LaProp(torch.optim.Optimizer):
         squares = [self.state[p]["square"] for p in params]
         momenta = [self.state[p]["momentum"] for p in params]
         norms = clip_adaptively(params, grads, group["agc"])
-        count = group["count"] = group.get("count", 0) + 1
+        count = group.setdefault("count", norms[0].new_zeros((), dtype=torch.float64)).add_(1)
         beta1, beta2 = group["betas"]
         for grad in grads:
             grad.masked_fill_(~sound, 0)
         torch._foreach_mul_(squares, torch.where(sound, beta2, 1.0))
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         scales = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scales, (1 - beta2**count) ** 0.5)
+        torch._foreach_div_(scales, (1 - beta2**count).sqrt().float())
         torch._foreach_add_(scales, group["eps"])
         torch._foreach_mul_(momenta, torch.where(sound, beta1, 1.0))
         torch._foreach_addcdiv_(momenta, grads, scales, 1 - beta1)
-        rate = group["lr"] * min(1.0, count / max(1, group["warmup"])) / (1 - beta1**count)
-        rate *= min(1.0, group["decay"] / count) ** 0.5 if group["decay"] else 1.0
-        torch._foreach_sub_(params, torch._foreach_mul(momenta, torch.where(sound, rate, 0.0)))
+        rate = group["lr"] * (count / max(1, group["warmup"])).clamp(max=1) / (1 - beta1**count)
+        if group["decay"]:
+            rate = rate * (group["decay"] / count).clamp(max=1).sqrt()
+        rate = torch.where(sound, rate, 0.0).float()
+        torch._foreach_sub_(params, torch._foreach_mul(momenta, rate))
         return norms
 
 

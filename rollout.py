@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from capture import captured
 from models import Dreamer
 from tools import memory_in_use
 
@@ -32,8 +34,9 @@ class Player:
     With `explore`, actions are drawn from the actors; without, they are the actors' modes.
     """
 
-    def __init__(self, env: Environment, dreamer: Dreamer, explore: bool):
-        self.env, self.dreamer, self.explore = env, dreamer, explore
+    def __init__(self, env: Environment, dreamer: Dreamer, explore: bool, capture: bool = False):
+        self.env, self.rssm = env, dreamer.world.rssm
+        self.act = captured(partial(dreamer.policy, explore=explore), capture)
         self.action: Tensor | None = None
 
     def step(self, random: bool = False) -> dict[str, Tensor]:
@@ -41,21 +44,20 @@ class Player:
 
         With `random`, uniform actions are played instead of the actors'.
         """
-        rssm = self.dreamer.world.rssm
         if self.action is None:
             rows = self.env.reset()
             size = (self.env.num_envs, self.env.n_agents, self.env.action_width)
             self.action = rows["reward"].new_zeros(size)
-            self.state = rssm.initial(self.env.num_envs)
+            self.state = self.rssm.initial(self.env.num_envs)
         else:
             rows = self.env.step(self.action)
         led_here = self.action * (~rows["is_first"]).float()[:, None, None]
-        action, state = self.dreamer.policy(rows, led_here, self.state, self.explore)
+        action, state = self.act(rows, led_here, self.state)
         # An observation that is not finite costs its copy a memory and an action, no more.
         action = torch.nan_to_num(action, 0, 0, 0)
         self.state = tuple(torch.nan_to_num(part, 0, 0, 0) for part in state)
         self.action = self.env.random_action() if random else action
-        return {**rows, "action": led_here, **rssm.pack(self.state)}
+        return {**rows, "action": led_here, **self.rssm.pack(self.state)}
 
     def state_dict(self) -> dict:
         """What the team remembers of the episodes under way."""

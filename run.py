@@ -40,7 +40,7 @@ class Run:
         self.first = rank == 0
         self.recorder = Recorder(own, env, logdir if self.first else logdir / f"rank{rank}")
         exact = self._fill_replay(saved)
-        self.player = Player(env, learner.dreamer, explore=True)
+        self.player = Player(env, learner.dreamer, explore=True, capture=config.capture)
         replayed = config.batch_size * config.batch_length
         self.meter = Meter(env, replayed, self.step, learner.updates)
         self.logger = self.progress = distributed.Muted()

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build import make_dreamer, make_env, row_spaces
+from capture import Captured
 from config import load_config
 from latents import LATENTS
 from learner import Learner
@@ -76,7 +77,7 @@ class Bench:
         self.replay = Replay(
             rows * self.config.envs, self.config.envs, spaces, self.device, 0, LATENTS
         )
-        player = Player(self.env, self.learner.dreamer, explore=True)
+        player = Player(self.env, self.learner.dreamer, True, self.config.capture)
         for _ in range(rows):
             self.rows = player.step(random=True)
             self.replay.add(self.rows)
@@ -87,7 +88,12 @@ class Bench:
     def act(self) -> None:
         """One step of the policy for all copies."""
         player = self.player
-        self.learner.dreamer.policy(self.rows, player.action, player.state, explore=True)
+        player.act(self.rows, player.action, player.state)
+
+    def warm_up(self) -> None:
+        """Update until that costs what it will always cost: on a GPU it is captured first."""
+        for _ in range(Captured.WARMUP + 1 if self.device.type == "cuda" else 1):
+            self.update()
 
     def update(self) -> None:
         self.learner.update(self.replay, self.config.batch_size, self.config.batch_length)
@@ -118,8 +124,9 @@ def measure(case: Case, flags: list[str], seconds: float) -> list[str]:
     """The row of the table for one case; each figure is taken over about `seconds`."""
     bench = Bench(case, flags)
     env, copies = bench.env, bench.config.envs
-    with FlopCounterMode(display=False) as counter:  # also warms up
+    with FlopCounterMode(display=False) as counter:
         bench.update()
+    bench.warm_up()
     flops, shares, took = counter.get_total_flops(), [], []
     while len(took) < 3 or sum(took) < seconds:
         took.append(bench.seconds(bench.update))
@@ -143,7 +150,7 @@ def compare(base: Case, other: Case, base_flags: list[str], flags: list[str], pa
     benches = Bench(base, base_flags), Bench(other, flags)
     ratios = []
     for bench in benches:
-        bench.update()
+        bench.warm_up()
     for _ in range(pairs):
         first, second = (bench.seconds(bench.update) for bench in benches)
         ratios.append(second / first)
@@ -177,7 +184,7 @@ def print_row(cells: tuple | list) -> None:
 def trace(path: str, flags: list[str]) -> None:
     """Profile three updates: a table on stderr, a trace for a browser at `path`."""
     bench = Bench(("default", "vectors", 3), flags)
-    bench.update()
+    bench.warm_up()
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] * (bench.device.type == "cuda")
     with profile(activities=activities) as profiler:
@@ -216,9 +223,14 @@ def main() -> None:
     two, eight = (("size12m", "vectors", agents) for agents in (2, 8))
     exact, fast = ([*flags, "--precision", kind] for kind in ("float32", "bfloat16"))
     pairs = 3 if args.quick else 11
-    calls = [(two, eight, flags, flags, pairs), (two, two, exact, fast, pairs)]
-    names = ("8 agents / 2 agents", "bfloat16 / float32, 2 agents")
-    for name, ratio in zip(names, in_processes(compare, calls), strict=True):
+    calls = {
+        "8 agents / 2 agents": (two, eight, flags, flags, pairs),
+        "bfloat16 / float32, 2 agents": (two, two, exact, fast, pairs),
+    }
+    if resolve_device(args.device).type == "cuda":
+        plain, graph = ([*flags, "--capture", kind] for kind in ("false", "true"))
+        calls["captured / not, 2 agents"] = (two, two, plain, graph, pairs)
+    for name, ratio in zip(calls, in_processes(compare, list(calls.values())), strict=True):
         print_row([name, f"{ratio:.2f}"])
 
 

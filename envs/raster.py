@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 CPU_PIXELS = 2**18  # drawn at once: on a CPU the working set stays near its cache
-GPU_PIXELS = 2**23
+GPU_PIXELS = 2**26  # on a GPU calls cost more than pixels
 FEWEST = 8  # copies at once, however large they are: below, calls cost more than pixels
 CIRCLE_SIDES = 30  # VMAS's circles are polygons; ROUND gives the radius of a disc of equal area
 ROUND = math.sqrt(CIRCLE_SIDES / (2 * math.pi) * math.sin(2 * math.pi / CIRCLE_SIDES))

@@ -207,9 +207,9 @@ def test_some_agents_play_at_random(dreamer):
     env, told = Countdown([4, 4, 4]), []
     policy = dreamer.policy
 
-    def heard(rows, led_here, *rest):
+    def heard(rows, led_here, *rest, **options):
         told.append(led_here)
-        return policy(rows, led_here, *rest)
+        return policy(rows, led_here, *rest, **options)
 
     dreamer.policy = heard
     returns, _ = play_episodes(env, dreamer, at_random=[1])
