@@ -13,8 +13,15 @@ LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world mode
 
 def uniform_mix(logits: Tensor, mix: float) -> Tensor:
     """Log-probabilities (..., K) of the softmax mixed with `mix` of the uniform distribution."""
-    probs = logits.float().softmax(-1)
+    probs = _softmax(logits.float())
     return torch.log((1 - mix) * probs + mix / logits.shape[-1])
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    if logits.is_cuda:
+        return logits.softmax(-1)
+    # On CPUs torch's own takes several times as long over so few classes.
+    return torch.exp(logits - logits.logsumexp(-1, keepdim=True))
 
 
 def sample_one_hot(log_probs: Tensor) -> Tensor:

@@ -85,6 +85,26 @@ class RMSNorm(nn.Module):
         return _RMSNorm.apply(x.reshape(len(groups), -1, units), groups, self.EPS).view(x.shape)
 
 
+class _Largest(torch.autograd.Function):
+    """The maximum over the last axis but one; torch's own gradient takes ten times as long."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        most = x.amax(-2)
+        ctx.save_for_backward(x, most)
+        return most
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        x, most = ctx.saved_tensors
+        return (x - most.unsqueeze(-2)).ge_(0).mul_(grad.unsqueeze(-2))
+
+
+def largest(x: Tensor) -> Tensor:
+    """The maximum (..., units) over agents (..., N, units); equals all get the gradient."""
+    return _Largest.apply(x)
+
+
 def activation(units: int, norm: bool = True) -> nn.Sequential:
     """SiLU, after RMSNorm if `norm`.
 
@@ -144,5 +164,5 @@ class PairMLP(nn.Module):
         if rows.shape[-1] % 2:
             rows = F.pad(rows, (0, 1))
         hidden = F.silu(self.first(rows.unflatten(-1, (self.pairs, 2)).transpose(0, 1)))
-        seen = F.silu(self.second(hidden)).transpose(0, 1).flatten(1)
-        return self.joint(seen).unflatten(0, x.shape[:-1])
+        seen = self.second(hidden).transpose(0, 1).flatten(1)
+        return self.joint(F.silu(seen)).unflatten(0, x.shape[:-1])

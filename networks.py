@@ -28,6 +28,7 @@ from layers import (
     RMSNorm,
     StackedLinear,
     activation,
+    largest,
 )
 
 
@@ -103,7 +104,7 @@ class TeamView(nn.Module):
             mlp(torch.stack([parts[i] for i in members], -2))
             for members, mlp in zip(self.members, self.mlps, strict=True)
         ]
-        pooled = torch.cat([view.amax(-2) for view in views], -1)
+        pooled = torch.cat([largest(view) for view in views], -1)
         if len(views) == 1:
             return views[0], pooled
         return torch.cat(views, -2).index_select(-2, self.place), pooled

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import MLP, BlockLinear, PairMLP, RMSNorm, StackedLinear, init_weights
+from layers import MLP, BlockLinear, PairMLP, RMSNorm, StackedLinear, init_weights, largest
 
 
 def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
@@ -81,3 +81,9 @@ def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
     expected = torch.cat(seen, -1) @ mlp.joint[0].weight.T
     expected = F.silu(rms_norm(expected) if norm else expected)
     assert torch.allclose(mlp(x), expected, atol=1e-5)
+
+
+def test_the_largest_of_agents_has_the_gradient_of_a_maximum():
+    x = torch.randn(5, 4, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(largest(x), x.amax(-2))
+    assert torch.autograd.gradcheck(largest, x)
