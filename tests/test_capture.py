@@ -68,16 +68,16 @@ def exact(monkeypatch):
     "flags", [[], ["--imag_gradient", "reinforce"], ["--reward", "agent"], ["--discrete", "true"]]
 )
 def test_captured_updates_are_the_plain_ones(exact, sees, flags):
-    """The same losses over 20 updates; then the same weights and gradients."""
+    """The same losses over 20 updates, and the same weights and gradients after them."""
     compare(sees, flags, ["--capture", "false"], ["--capture", "true"])
 
 
 @needs_gpu
 @pytest.mark.parametrize("sees", ["vmas_vector", "vmas"])
 def test_compiled_updates_are_the_plain_ones(exact, sees, monkeypatch):
-    # Compiled code draws other numbers: leave out the drawing.
+    # Compiled code draws other numbers: leave out the drawing, but not the gradient of widths.
     monkeypatch.setattr(latents, "sample_one_hot", torch.exp)
-    monkeypatch.setattr(BoundedNormal, "sample", lambda self: self.mean)
+    monkeypatch.setattr(BoundedNormal, "sample", lambda self: self.mean + self.normal.scale / 2)
     compare(sees, [], ["--capture", "false"], ["--capture", "true", "--compile", "true"])
 
 
@@ -87,9 +87,8 @@ def compare(sees: str, flags: list[str], *kinds: list[str]) -> None:
     dreamer, replay = make_team(plain)
     expected, found = (train(config, dreamer, replay) for config in (plain, fast))
     for name, series in expected.items():
-        torch.testing.assert_close(
-            found[name], series, rtol=5e-3, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        error = (found[name] - series).norm() / series.norm().clamp(min=1e-6)
+        assert error < 0.01, f"{name}: {error}"
 
 
 @needs_gpu
@@ -125,7 +124,8 @@ def make_team(config: Config) -> tuple[Dreamer, Replay]:
 
 
 def train(config: Config, dreamer: Dreamer, replay: Replay) -> dict[str, Tensor]:
-    """Metrics of 20 updates, and the weights and gradients after them, by name."""
+    """Metrics of 20 updates, how far weights have gone then, and the last gradients, by name."""
+    before = dict(dreamer.named_parameters())
     dreamer, replay = copy.deepcopy(dreamer), copy.deepcopy(replay)
     torch.manual_seed(0)
     learner, series = Learner(config, dreamer), []
@@ -139,7 +139,7 @@ def train(config: Config, dreamer: Dreamer, replay: Replay) -> dict[str, Tensor]
         for name in series[0]
     }
     for name, parameter in dreamer.named_parameters():
-        found[name] = parameter.detach().clone()
+        found[name] = parameter.detach() - before[name].detach()
         if parameter.grad is not None:
             found[f"gradient of {name}"] = parameter.grad.clone()
     return found
