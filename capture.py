@@ -18,8 +18,7 @@ class Captured:
 
     It takes and returns tensors, alone or in tuples and dicts. It must never wait for the device,
     and what it changes it must change in place. The tensors that it returns are overwritten by the
-    next call.
-    Calls with other shapes than the first one's, or on a CPU, run as they are.
+    next call. Calls with other shapes than the first one's, or on a CPU, run as they are.
     """
 
     WARMUP = 3  # calls in which libraries make their plans and optimisers their averages

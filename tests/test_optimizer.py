@@ -180,6 +180,21 @@ def test_settings_are_those_of_now_not_of_a_checkpoint():
     assert (group["lr"], group["agc"], group["warmup"], group["count"]) == (0.2, 0.5, 9, 3)
 
 
+def test_older_checkpoints_count_steps_by_plain_numbers():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = LaProp([param], warmup=10)
+    run(optimizer, [param], gradients([param], 3))
+    saved = through_a_file(optimizer.state_dict())
+    saved["param_groups"][0]["count"] = 3
+    twin = nn.Parameter(param.detach().clone())
+    other = LaProp([twin], warmup=10)
+    other.load_state_dict(saved)
+    late = gradients([param], 2)
+    run(optimizer, [param], late)
+    run(other, [twin], late)
+    assert torch.equal(param, twin)
+
+
 FLAGS = (
     "--logdir none --configs vmas_vector debug --image_size 16 --model.warmup 2 "
     "--behavior.warmup 2 --critic.lr 1e-2 --kl_free 0"
