@@ -93,6 +93,14 @@ def share(config: Config, rank: int, ranks: int) -> Config:
     return Config(values)
 
 
+def set_up_torch(config: Config) -> None:
+    """Settings of the whole process: threads, and how exact a GPU's products are."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    for products in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        products.allow_tf32 = config.precision == "tf32"
+
+
 def check_reward(config: Config) -> None:
     """Raise `UserError` if a team's reward would be made of rewards that are opposed.
 

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 import distributed
-from build import FIXED, check_reward, check_values, make_dreamer, make_env, share
+from build import (
+    FIXED,
+    check_reward,
+    check_values,
+    make_dreamer,
+    make_env,
+    set_up_torch,
+    share,
+)
 from checkpoint import Checkpoints, load_training, sole_writer
 from config import Config, check_compatible, load_config, read_yaml
 from envs.vmas import ScenarioError
@@ -165,10 +173,7 @@ def main(argv: list[str]) -> None:
     check_values(config)
     own = share(config, *distributed.started())  # `config` holds the totals of all ranks
     device = resolve_device(distributed.join(config.device))
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    set_up_torch(config)
     torch.manual_seed(config.seed)  # all ranks begin with the same weights
     env = make_env(own, device, own.envs, own.seed, training=True)
     learner, checkpoints = Learner(own, make_dreamer(own, env)), Checkpoints(logdir)

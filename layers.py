@@ -86,7 +86,7 @@ class RMSNorm(nn.Module):
 
 
 class _Largest(torch.autograd.Function):
-    """The maximum over the last axis but one; torch's own gradient takes ten times as long."""
+    """The maximum over the last axis but one; on CPUs torch's own takes ten times as long."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -245,9 +245,9 @@ class RSSM(nn.Module):
         self, state: tuple[Tensor, Tensor], action: Tensor, embed: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Infer the state (B, ...) from the last one, the action between, and what is seen now."""
-        keep = (~is_first).to(embed.dtype).unsqueeze(-1)
-        action_part = self.action_part(action * keep.unsqueeze(-1))
-        return self.infer_step(state, action_part, self.post_embed(embed), keep)[:2]
+        sequence = (action[:, None], embed[:, None], is_first[:, None])
+        deter, stoch, _ = self.observe(*sequence, state)
+        return deter[:, 0], stoch[:, 0]
 
     def observe(
         self, action: Tensor, embed: Tensor, is_first: Tensor, state: tuple[Tensor, Tensor]

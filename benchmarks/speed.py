@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from build import make_dreamer, make_env, row_spaces
+from build import make_dreamer, make_env, row_spaces, set_up_torch
 from capture import Captured
 from config import load_config
 from latents import LATENTS
@@ -67,8 +67,7 @@ class Bench:
             *flags,
         ]
         self.config = load_config(argv, settings)
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        set_up_torch(self.config)
         self.device = resolve_device(self.config.device)
         self.env = make_env(self.config, self.device, self.config.envs, seed=0)
         self.learner = Learner(self.config, make_dreamer(self.config, self.env))
