@@ -7,6 +7,7 @@ Alone, without torchrun, nothing here does anything.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -111,4 +112,6 @@ def _together(collective: Callable, *args: Any) -> None:
     try:
         collective(*args)
     except RuntimeError as error:
+        # torchrun ends the other ranks with SIGTERM, which must not come before they have said why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RankLost from error

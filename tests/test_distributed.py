@@ -117,6 +117,28 @@ def test_alone_nothing_is_divided_or_averaged():
     assert distributed.gather("value") == ["value"]
 
 
+def test_a_lost_rank_is_reported_though_torchrun_sends_sigterm():
+    """The signal may come at any time, also after the loop that waits for signals."""
+    code = """
+import os, signal, sys
+from distributed import RankLost, _together
+from tools import GracefulExit
+
+def broken():
+    raise RuntimeError("connection closed by peer")
+
+try:
+    with GracefulExit():
+        _together(broken)
+except RankLost as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error)
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "another rank of this run has ended" in process.stdout
+
+
 FLAGS = [
     *("--configs", "vmas_vector", "debug", "--device", "cpu", "--time_limit", "10"),
     *("--envs", "4", "--prefill", "80", "--log_every", "40", "--save_every", "40"),

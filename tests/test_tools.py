@@ -7,6 +7,7 @@ import random
 import signal
 import stat
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -169,6 +170,7 @@ def test_resumed_logger_drops_what_the_checkpoint_does_not_know(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with open(path, "ab") as file:
         file.write(b'{"step": 15, "kl\n\xff\x00\n[1]\n{"kl": 3}\n{"step": 12}')
+    time.sleep(1)  # TensorBoard reads files of one second by their number, the 10th before the 9th
     log = Logger(tmp_path, step=20)
     assert [line["step"] for line in lines_of(tmp_path)] == [10, 20]
     log.scalars({"kl": 25})
