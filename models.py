@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distributed import concatenate
 from distributions import Histogram
 from latents import Normals, OneHots
+from layers import Linear
 from networks import RSSM, Actors, Head, TeamHead
 from observations import MultiDecoder, MultiEncoder, make_image_decoder
 
@@ -124,6 +125,9 @@ class WorldModel(nn.Module):
             shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
         )
         self.widths = list(self.decoder.sizes.values())
+        # Read off the embedding too: what an encoder is taught by way of the codes alone, it learns
+        # slowly and of replayed scenes only (benchmarks/README.md).
+        self.glimpse = Linear(self.encoder.outputs, sum(self.widths)) if self.widths else None
         self.feat = self.rssm.feat + sum(self.widths)
         self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
@@ -139,9 +143,15 @@ class WorldModel(nn.Module):
             if part.standard:
                 part.standard.update(batch)
 
-    def infer(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`."""
-        sequence = batch["action"], self.encoder(batch), batch["is_first"]
+    def infer(
+        self, batch: dict[str, Tensor], embed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`.
+
+        `embed` (B, T, E) is what the encoder says, if that is known already.
+        """
+        embed = self.encoder(batch) if embed is None else embed
+        sequence = batch["action"], embed, batch["is_first"]
         return self.rssm.observe(*sequence, self.rssm.unpack(batch["initial"]))
 
     def loss(
@@ -153,11 +163,13 @@ class WorldModel(nn.Module):
         reward is (B, T, R).
         """
         latent = self.rssm.latent
-        deter, stoch, post = self.infer(batch)
+        embed = self.encoder(batch)
+        deter, stoch, post = self.infer(batch, embed)
         prior = self.rssm.prior(deter)
         own = self.rssm.features((deter, stoch))
         vectors = self.decoder.vectors(own)
-        losses = self.decoder.loss(own, vectors, batch)
+        guesses = {"vector": vectors, "embed": self.glimpse(embed)} if self.glimpse else {}
+        losses = self.decoder.loss(own, guesses, batch)
         # The heads' losses must not bend the predicted vectors away from what is observed.
         feat = torch.cat([own, vectors.detach()], -1)
         losses["reward"] = self.reward(feat).loss(reward).mean(-1)

@@ -24,7 +24,15 @@ from models import (
     lambda_return,
 )
 
-SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
+SCALES = {
+    "vector": 1.0,
+    "embed": 0.9,
+    "image": 1.0,
+    "reward": 1.5,
+    "cont": 1.0,
+    "dyn": 1.0,
+    "rep": 0.1,
+}
 SCALES |= {"actor": 0.7, "value": 1.2, "repval": 0.3}
 
 
@@ -160,7 +168,8 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     feat = world.features((deter, stoch))
     prior, post, alive = world.rssm.prior(deter), again[2], torch.sigmoid(world.cont(feat))
     paid = world.reward(feat).loss(batch["reward"].mean(-1, keepdim=True))[..., 0]
-    assert set(losses) == {"vector", "reward", "cont", "dyn", "rep"}
+    glimpse = world.glimpse(embed) - world.decoder.standard(batch)
+    assert set(losses) == {"vector", "embed", "reward", "cont", "dyn", "rep"}
     for b in range(3):
         for t in range(5):
             ends = b == 1 and t == 2
@@ -170,6 +179,7 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
                 "dyn": torch_kl(*own).sum(),
                 "rep": torch_kl(*own).sum(),
                 "reward": paid[b, t],
+                "embed": glimpse[b, t].square().sum(),
             }
             for name, value in expected.items():
                 assert losses[name][b, t].item() == pytest.approx(value.item(), abs=1e-4), name
@@ -380,6 +390,7 @@ def names(dreamer, *prefixes):
 CORE = ("world.encoder", *(f"world.rssm.{part}" for part in ("from", "core", "gates", "post")))
 REACH = {
     "vector": (*CORE, "world.decoder"),
+    "embed": ("world.encoder", "world.glimpse"),
     "image": (*CORE, "world.decoder"),
     "reward": (*CORE, "world.reward"),
     "cont": (*CORE, "world.cont"),
@@ -408,7 +419,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     flags = batch["is_last"], batch["is_terminal"]
     losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
     losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
-    assert set(losses) == set(REACH) - {"vector" if image else "image"}
+    assert set(losses) == set(REACH) - ({"vector", "embed"} if image else {"image"})
     for name, loss in losses.items():
         assert reached(loss, dreamer) == names(dreamer, *REACH[name]), name
     reached(losses["actor"], dreamer)
@@ -448,7 +459,7 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     for name, value in means.items():
         assert metrics[f"{name}_loss"].item() == pytest.approx(value, rel=1e-5), name
     assert total.item() == pytest.approx(sum(SCALES[n] * v for n, v in means.items()), rel=1e-4)
-    model = sum(SCALES[n] * means[n] for n in ("vector", "reward", "cont", "dyn", "rep"))
+    model = sum(SCALES[n] * means[n] for n in ("vector", "embed", "reward", "cont", "dyn", "rep"))
     assert metrics["model_loss"].item() == pytest.approx(model, rel=1e-4)
     assert all(torch.equal(left, right) for left, right in zip(state, inferred, strict=True))
     assert not any(part.requires_grad for part in state)

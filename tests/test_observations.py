@@ -138,14 +138,18 @@ def test_multi_decoder_loss_against_brute_force(points):
     mean = decoder.standard.mean
     deviation = (decoder.standard.square - mean**2).sqrt()
     feat = torch.randn(2, 3, 6)
-    vectors, image = decoder.vectors(feat), decoder.cnn(feat)
-    losses = decoder.loss(feat, vectors, obs)
-    assert set(losses) == {"vector", "image"}
+    guesses, image = (
+        {"vector": decoder.vectors(feat), "other": torch.randn(2, 3, 5)},
+        decoder.cnn(feat),
+    )
+    losses = decoder.loss(feat, guesses, obs)
+    assert set(losses) == {"vector", "other", "image"}
     truth = [[*obs["agent0"][b, t], *obs["agent1"][b, t]] for b in range(2) for t in range(3)]
     for row, (b, t) in enumerate((b, t) for b in range(2) for t in range(3)):
         scaled = [(symlog(x) - mean[i]) / deviation[i] for i, x in enumerate(truth[row])]
-        errors = [(vectors[b, t, i] - x).item() ** 2 for i, x in enumerate(scaled)]
-        assert losses["vector"][b, t].item() == pytest.approx(sum(errors), rel=1e-4)
+        for name, guess in guesses.items():
+            errors = [(guess[b, t, i] - x).item() ** 2 for i, x in enumerate(scaled)]
+            assert losses[name][b, t].item() == pytest.approx(sum(errors), rel=1e-4)
         pixels = (image[b, t] - obs["image"][b, t].double() / 255).square().sum()
         assert losses["image"][b, t].item() == pytest.approx(pixels.item(), rel=1e-4)
 
