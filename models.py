@@ -125,9 +125,11 @@ class WorldModel(nn.Module):
             shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
         )
         self.widths = list(self.decoder.sizes.values())
-        # Read off the embedding too: what an encoder is taught by way of the codes alone, it learns
-        # slowly and of replayed scenes only (benchmarks/README.md).
-        self.glimpse = Linear(self.encoder.outputs, sum(self.widths)) if self.widths else None
+        self.glimpse = None
+        if self.encoder.image and self.widths:
+            # Vectors are read off the embedding too: what an encoder of images is taught by way of
+            # the codes alone, it learns slowly, and of replayed scenes (benchmarks/README.md).
+            self.glimpse = Linear(self.encoder.outputs, sum(self.widths))
         self.feat = self.rssm.feat + sum(self.widths)
         self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
@@ -168,7 +170,9 @@ class WorldModel(nn.Module):
         prior = self.rssm.prior(deter)
         own = self.rssm.features((deter, stoch))
         vectors = self.decoder.vectors(own)
-        guesses = {"vector": vectors, "embed": self.glimpse(embed)} if self.glimpse else {}
+        guesses = {"vector": vectors}
+        if self.glimpse:
+            guesses["embed"] = self.glimpse(embed)
         losses = self.decoder.loss(own, guesses, batch)
         # The heads' losses must not bend the predicted vectors away from what is observed.
         feat = torch.cat([own, vectors.detach()], -1)

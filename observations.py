@@ -274,7 +274,7 @@ class MultiDecoder(nn.Module):
         """Squared errors (...), summed over what was observed: of each guess at the vectors, by its
         name, and of the image."""
         losses = {}
-        if guesses:
+        if self.standard:
             truth = self.standard(obs)
             losses = {name: (guess - truth).square().sum(-1) for name, guess in guesses.items()}
         if self.image:

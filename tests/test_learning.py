@@ -18,7 +18,7 @@ def fit(world, batch, updates, rate):
     """
     optimizer, history = LaProp(world.parameters(), lr=rate, warmup=20), []
     reward = combine_rewards(batch["reward"], "mean")
-    scales = {"vector": 30.0, "embed": 30.0, "rep": 0.1}
+    scales = {"vector": 30.0, "rep": 0.1}
     for _ in range(updates):
         losses, *_ = world.loss(batch, reward)
         history.append({name: loss.mean().item() for name, loss in losses.items()})

@@ -24,26 +24,21 @@ from models import (
     lambda_return,
 )
 
-SCALES = {
-    "vector": 1.0,
-    "embed": 0.9,
-    "image": 1.0,
-    "reward": 1.5,
-    "cont": 1.0,
-    "dyn": 1.0,
-    "rep": 0.1,
-}
-SCALES |= {"actor": 0.7, "value": 1.2, "repval": 0.3}
+SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
+SCALES |= {"embed": 0.9, "actor": 0.7, "value": 1.2, "repval": 0.3}
+VECTORS, IMAGE = {"agent0": (3,), "agent1": (2,)}, {"image": (16, 16, 3)}
 
 
 @pytest.fixture
 def make_dreamer(make_world, make_behavior, awaken):
     """A dreamer of which no part is at its zero start; keywords as for its behaviour."""
 
-    def make(reward: str = "mean", image: bool = False, **changes) -> Dreamer:
+    def make(reward: str = "mean", image: bool = False, told: bool = False, **changes) -> Dreamer:
+        """With `image`, that is what is seen, and with `told`, vectors are predicted from it."""
         rewards = 2 if reward == "agent" else 1
-        shapes = {"image": (16, 16, 3)} if image else {"agent0": (3,), "agent1": (2,)}
-        world = make_world(rewards=rewards, obs_shapes=shapes)
+        seen = IMAGE if image else VECTORS
+        predicted = seen | (VECTORS if told else {})
+        world = make_world(rewards=rewards, obs_shapes=seen, predicted_shapes=predicted)
         behavior = make_behavior(world.feat, rewards=rewards, widths=world.widths, **changes)
         for head in (world.reward, behavior.critic, behavior.slow_critic):
             awaken(head.head)
@@ -168,8 +163,7 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     feat = world.features((deter, stoch))
     prior, post, alive = world.rssm.prior(deter), again[2], torch.sigmoid(world.cont(feat))
     paid = world.reward(feat).loss(batch["reward"].mean(-1, keepdim=True))[..., 0]
-    glimpse = world.glimpse(embed) - world.decoder.standard(batch)
-    assert set(losses) == {"vector", "embed", "reward", "cont", "dyn", "rep"}
+    assert set(losses) == {"vector", "reward", "cont", "dyn", "rep"}
     for b in range(3):
         for t in range(5):
             ends = b == 1 and t == 2
@@ -179,7 +173,6 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
                 "dyn": torch_kl(*own).sum(),
                 "rep": torch_kl(*own).sum(),
                 "reward": paid[b, t],
-                "embed": glimpse[b, t].square().sum(),
             }
             for name, value in expected.items():
                 assert losses[name][b, t].item() == pytest.approx(value.item(), abs=1e-4), name
@@ -188,10 +181,9 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
 
 
 def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
-    vectors, image = {"agent0": (3,), "agent1": (2,)}, {"image": (16, 16, 3)}
-    world = make_world(obs_shapes=image, predicted_shapes=image | vectors)
-    batch = make_batch(world, **vectors, **image)
-    blind = batch | {key: torch.full_like(batch[key], torch.nan) for key in vectors}
+    world = make_world(obs_shapes=IMAGE, predicted_shapes=IMAGE | VECTORS)
+    batch = make_batch(world, **VECTORS, **IMAGE)
+    blind = batch | {key: torch.full_like(batch[key], torch.nan) for key in VECTORS}
     torch.manual_seed(1)
     deter, stoch, _ = world.infer(batch)
     torch.manual_seed(1)
@@ -199,6 +191,8 @@ def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
     assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
     losses, state, *_ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
     assert {"vector", "image"} <= set(losses)
+    error = (world.glimpse(world.encoder(batch)) - world.decoder.standard(batch)).square().sum(-1)
+    assert torch.allclose(losses["embed"], error, rtol=1e-5)
     assert world.features(state).shape[-1] == world.rssm.feat + 5
 
 
@@ -389,9 +383,9 @@ def names(dreamer, *prefixes):
 
 CORE = ("world.encoder", *(f"world.rssm.{part}" for part in ("from", "core", "gates", "post")))
 REACH = {
-    "vector": (*CORE, "world.decoder"),
+    "vector": (*CORE, "world.decoder.mlp"),
     "embed": ("world.encoder", "world.glimpse"),
-    "image": (*CORE, "world.decoder"),
+    "image": (*CORE, "world.decoder.cnn"),
     "reward": (*CORE, "world.reward"),
     "cont": (*CORE, "world.cont"),
     "dyn": (*CORE, "world.rssm.prior"),
@@ -405,21 +399,22 @@ REACH = {
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("reward", ["mean", "agent"])
 @pytest.mark.parametrize("gradient", ["dynamics", "reinforce"])
-@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("sees", ["vectors", "image", "image, told"])
 def test_each_loss_reaches_its_parameters_and_no_others(
-    make_dreamer, make_batch, gradient, reward, discrete, image
+    make_dreamer, make_batch, gradient, reward, discrete, sees
 ):
     """Without an entropy bonus, so that the actors' gradient is that of the returns alone."""
-    dreamer = make_dreamer(
-        reward, image, imag_gradient=gradient, discrete=discrete, entropy=0.0, action_sizes=(2, 2)
-    )
-    batch = make_batch(dreamer.world, **({"image": (16, 16, 3)} if image else {}))
+    image, told = sees != "vectors", sees == "image, told"
+    settings = {"imag_gradient": gradient, "discrete": discrete, "action_sizes": (2, 2)}
+    dreamer = make_dreamer(reward, image, told, entropy=0.0, **settings)
+    batch = make_batch(dreamer.world, **VECTORS, **(IMAGE if image else {}))
     reward = combine_rewards(batch["reward"], dreamer.reward)
     losses, state, feat, _ = dreamer.world.loss(batch, reward)
     flags = batch["is_last"], batch["is_terminal"]
     losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
     losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
-    assert set(losses) == set(REACH) - ({"vector", "embed"} if image else {"image"})
+    missing = {"vectors": {"image", "embed"}, "image": {"vector", "embed"}, "image, told": set()}
+    assert set(losses) == set(REACH) - missing[sees]
     for name, loss in losses.items():
         assert reached(loss, dreamer) == names(dreamer, *REACH[name]), name
     reached(losses["actor"], dreamer)
@@ -455,11 +450,11 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     parts["repval"] = twin.behavior.replay_loss(feat, reward, *flags)
     parts |= twin.behavior.loss(twin.world, inferred, flags[1])[0]
     means = {name: part.mean().item() for name, part in parts.items()}
-    assert means.keys() == SCALES.keys() - {"image"}
+    assert means.keys() == SCALES.keys() - {"image", "embed"}
     for name, value in means.items():
         assert metrics[f"{name}_loss"].item() == pytest.approx(value, rel=1e-5), name
     assert total.item() == pytest.approx(sum(SCALES[n] * v for n, v in means.items()), rel=1e-4)
-    model = sum(SCALES[n] * means[n] for n in ("vector", "embed", "reward", "cont", "dyn", "rep"))
+    model = sum(SCALES[n] * means[n] for n in ("vector", "reward", "cont", "dyn", "rep"))
     assert metrics["model_loss"].item() == pytest.approx(model, rel=1e-4)
     assert all(torch.equal(left, right) for left, right in zip(state, inferred, strict=True))
     assert not any(part.requires_grad for part in state)
