@@ -84,7 +84,7 @@ def draw_panel(axis: Axes, task: Mapping, runs: Sequence[Run], colours: Mapping[
     axis.set(title=task["title"], xlabel="environment steps", ylabel="return", xlim=(0, None))
     axis.set_ylim(task.get("ylim"))
     axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k" if step else "0")
-    axis.legend(loc=task.get("legend", "best"))
+    axis.legend(loc=task.get("legend", "best"), ncols=1 + len(runs) // 14)
 
 
 def draw_points(
