@@ -1,10 +1,11 @@
 """What random, idle and scripted teams get: the levels that results are held against.
 
     python -m benchmarks.reference
+    python -m benchmarks.reference --tasks simple_spread --configs vmas original
 
-By a plain VMAS loop, without any of this project's environment code: BenchMARL's arguments, 512
-episodes of one seed, cut at their first end, mean over agents. Scripted is VMAS's own heuristic,
-where a scenario has one, and `Spread` for simple_spread.
+By a plain VMAS loop, without any of this project's environment code: 512 episodes of one seed, cut
+at their first end, mean over agents, by default with BenchMARL's arguments. Scripted is VMAS's own
+heuristic, where a scenario has one, and `Spread` for simple_spread.
 """
 
 import argparse
@@ -25,6 +26,7 @@ TASKS = (
     "simple_spread",
     "balance",
     "navigation",
+    "transport",
     "discovery",
     "simple_speaker_listener",
     "simple_tag",
@@ -93,27 +95,29 @@ def scripted(task: str) -> Policy | None:
 
 
 @torch.no_grad()
-def play(task: str, policy: Policy, copies: int, seed: int) -> Tensor:
+def play(task: str, policy: Policy, copies: int, seed: int, presets: Sequence[str]) -> Tensor:
     """Returns (copies,) of an episode in each copy."""
-    flags = ["--configs", "vmas_vector", "benchmarl", "--task", f"vmas_{task}", "--logdir", "none"]
+    flags = ["--configs", *presets, "--task", f"vmas_{task}", "--logdir", "none"]
     config = load_config(flags, SETTINGS)
     torch.manual_seed(seed)
     settings = {"max_steps": config.time_limit, "clamp_actions": True, **config.scenario.as_dict()}
     env = make_env(task, copies, "cpu", seed=seed, **settings)
     observations = env.reset(seed=seed)
     total, alive = torch.zeros(copies), torch.ones(copies)
-    for _ in range(config.time_limit):
-        observations, rewards, done, _ = env.step(policy(env, observations))
+    for step in range(config.time_limit):
+        if step % config.action_repeat == 0:
+            actions = policy(env, observations)
+        observations, rewards, done, _ = env.step(actions)
         total += torch.stack([reward.view(copies) for reward in rewards]).mean(0) * alive
         alive *= (~done).float()
     return total
 
 
-def _cell(task: str, policy: Policy | None, copies: int, seed: int) -> str:
+def _cell(task: str, policy: Policy | None, copies: int, seed: int, presets: Sequence[str]) -> str:
     if not policy:
         return ""
     try:
-        returns = play(task, policy, copies, seed)
+        returns = play(task, policy, copies, seed, presets)
     except ModuleNotFoundError as error:  # of a heuristic that plans
         return f"needs {error.name}"
     return f"{returns.mean():.2f} ± {1.96 * returns.std() / copies**0.5:.2f}"
@@ -125,11 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--copies", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--configs", nargs="+", default=["vmas_vector", "benchmarl"])
     args = parser.parse_args(argv)
     print("| task | random | idle | scripted |\n|---|---|---|---|")
     for task in args.tasks:
         policies = at_random, idle, scripted(task)
-        cells = [_cell(task, policy, args.copies, args.seed) for policy in policies]
+        cells = [_cell(task, policy, args.copies, args.seed, args.configs) for policy in policies]
         print(f"| {task} | {' | '.join(cells)} |", flush=True)
 
 

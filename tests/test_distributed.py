@@ -120,7 +120,7 @@ def test_alone_nothing_is_divided_or_averaged():
 def test_a_lost_rank_is_reported_though_torchrun_sends_sigterm():
     """The signal may come at any time, also after the loop that waits for signals."""
     code = """
-import os, signal, sys
+import os, signal
 from distributed import RankLost, _together
 from tools import GracefulExit
 

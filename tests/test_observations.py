@@ -138,10 +138,8 @@ def test_multi_decoder_loss_against_brute_force(points):
     mean = decoder.standard.mean
     deviation = (decoder.standard.square - mean**2).sqrt()
     feat = torch.randn(2, 3, 6)
-    guesses, image = (
-        {"vector": decoder.vectors(feat), "other": torch.randn(2, 3, 5)},
-        decoder.cnn(feat),
-    )
+    guesses = {"vector": decoder.vectors(feat), "other": torch.randn(2, 3, 5)}
+    image = decoder.cnn(feat)
     losses = decoder.loss(feat, guesses, obs)
     assert set(losses) == {"vector", "other", "image"}
     truth = [[*obs["agent0"][b, t], *obs["agent1"][b, t]] for b in range(2) for t in range(3)]
