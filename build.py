@@ -1,5 +1,6 @@
-"""From the configuration to the objects of a run: the one place that maps keys to arguments."""
+"""From the configuration to the environment and the networks, and what settings may be."""
 
+import math
 import re
 from operator import attrgetter
 
@@ -10,14 +11,14 @@ from envs.vmas import Vmas, opposed_agents
 from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
 from tools import UserError
 
-# What must not change between a run and its resumption.
-FIXED = (
-    *("task", "discrete", "scenario", "reward", "image_size", "image_shades"),
-    *("mlp_keys", "cnn_keys", "predict_keys", "time_limit", "action_repeat"),
+# What a trained team cannot be played without, as its networks are made for that.
+NETWORKS = (
+    *("task", "discrete", "reward", "image_size", "mlp_keys", "cnn_keys", "predict_keys"),
     *("units", "layers", "head_layers", "norm", "cnn_depth", "cnn_points"),
-    "rssm",
-    "probe.depth",
+    *("rssm", "probe.depth"),
 )
+# What must not change between a run and its resumption.
+FIXED = (*NETWORKS, "scenario", "image_shades", "time_limit", "action_repeat")
 # What must not change either, if the episodes under way and the replay are to be taken up.
 EXACT = (
     *FIXED,
@@ -45,6 +46,7 @@ _LEAST = {  # the least value of a setting, by its path
     ),
     2: ("batch_length",),
 }
+_POSITIVE = ("model.agc", "behavior.agc", "actor.min_std")
 _SHARES = ("discount", "discount_lambda", "rssm.unimix", "actor.unimix", "critic.slow_rate")
 _TOTALS = ("envs", "batch_size", "imag_starts")  # of all ranks
 _SEEDS = 10_000  # between two ranks' seeds
@@ -55,10 +57,21 @@ def check_values(config: Config) -> None:
     for key, choices in _CHOICES.items():
         if getattr(config, key) not in choices:
             raise UserError(f"--{key} {getattr(config, key)}: expected {' or '.join(choices)}")
-    for least, keys in _LEAST.items():
+    scales = tuple(f"loss_scales.{name}" for name in config.loss_scales.as_dict())
+    for least, keys in (_LEAST | {0: _LEAST[0] + scales}).items():
         for key in keys:
             if not (value := attrgetter(key)(config)) >= least:
                 raise UserError(f"--{key} {value}: expected {least} or more")
+            if value == math.inf:
+                raise UserError(f"--{key} {value}: expected a finite number")
+    for key in _POSITIVE:
+        if not 0 < (value := attrgetter(key)(config)) < math.inf:
+            raise UserError(f"--{key} {value}: expected a finite number above 0")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"--seed {config.seed}: expected 0 to {2**32 - 1}")
+    if not config.actor.max_std >= config.actor.min_std:
+        least = f"min_std, {config.actor.min_std}, or more"
+        raise UserError(f"--actor.max_std {config.actor.max_std}: expected {least}")
     for key in _SHARES:
         if not 0 <= (value := attrgetter(key)(config)) <= 1:
             raise UserError(f"--{key} {value}: expected 0 to 1")
@@ -67,6 +80,9 @@ def check_values(config: Config) -> None:
             re.compile(getattr(config, key))
         except re.error as error:
             raise UserError(f"--{key} {getattr(config, key)}: {error}") from error
+    if config.train_restart > config.time_limit:
+        limit = f"time_limit, {config.time_limit}"
+        raise UserError(f"--train_restart {config.train_restart}: expected at most {limit}")
     rssm = config.rssm
     if rssm.deter % rssm.blocks:
         raise UserError(f"--rssm.deter {rssm.deter}: expected a multiple of blocks, {rssm.blocks}")
@@ -78,7 +94,8 @@ def check_values(config: Config) -> None:
     for key, copies in (("dataset_size", config.envs), ("probe.dataset_size", drawn)):
         least = copies * (config.batch_length + 1)
         if (value := attrgetter(key)(config)) < least:
-            raise UserError(f"--{key} {value}: expected {least} or more")
+            why = f"batch_length + 1 rows of {copies} copies"
+            raise UserError(f"--{key} {value}: expected {least} or more, {why}")
 
 
 def share(config: Config, rank: int, ranks: int) -> Config:
@@ -140,13 +157,13 @@ def make_env(
         num_envs,
         device,
         seed,
-        config.image_size if re.fullmatch(config.cnn_keys, "image") else None,
-        config.time_limit,
-        config.action_repeat,
-        config.discrete,
-        config.scenario.as_dict(),
-        config.train_restart if training else 0,
-        config.image_shades,
+        image_size=config.image_size if re.fullmatch(config.cnn_keys, "image") else None,
+        time_limit=config.time_limit,
+        action_repeat=config.action_repeat,
+        discrete=config.discrete,
+        scenario_args=config.scenario.as_dict(),
+        restart_from=config.train_restart if training else 0,
+        image_shades=config.image_shades,
     )
 
 

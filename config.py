@@ -158,7 +158,8 @@ def check_compatible(saved: Mapping[str, Any], config: Config, keys: Sequence[st
         and any(path == key or path.startswith(f"{key}.") for key in keys)
     ]
     if differences:
-        raise UserError(f"the saved run has other settings: {'; '.join(differences)}")
+        listed = "; ".join(differences)
+        raise UserError(f"the saved run has other settings (--configs, flags): {listed}")
 
 
 def _comments(path: Path) -> dict[str, str]:

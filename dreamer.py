@@ -5,8 +5,8 @@ python dreamer.py --configs vmas --task vmas_simple_spread --logdir ./logdir/vma
 
 import json
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 import distributed
 from build import (
     FIXED,
+    NETWORKS,
     check_reward,
     check_values,
     make_dreamer,
@@ -36,6 +37,7 @@ from run import Run
 from tools import GracefulExit, Logger, UserError, replacing, resolve_device
 
 EVAL_SEED = 1_000_000  # evaluation's scenes are never those of training
+EVAL_DRAWS = 2**29  # from its seed to that of the states that it draws: another stream than scenes
 EVAL_KEPT = 4  # episodes of an evaluation that are recorded and shown
 RETURNS = ("train_return", "eval_return")  # shown beside the progress
 OPEN_LOOP = 50  # steps of the gif that shows predictions
@@ -112,11 +114,17 @@ def play(
             frames.append(env.render(size, copies=min(copies, env.num_envs), legible=True))
         keep(rows)
 
-    gpu = [dreamer.device] if dreamer.device.type == "cuda" else []
-    with torch.random.fork_rng(gpu):
-        torch.manual_seed(seed)
+    with draws_of_its_own(dreamer.device, seed + EVAL_DRAWS):
         returns, lengths = play_episodes(env, dreamer, episodes, watch)
     return returns, lengths, torch.stack(frames)
+
+
+@contextmanager
+def draws_of_its_own(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch inside, and leave its random states outside as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def evaluate(config: Config, dreamer: Dreamer, folder: Path, logger: Logger) -> None:
@@ -140,9 +148,12 @@ def evaluate(config: Config, dreamer: Dreamer, folder: Path, logger: Logger) -> 
 
 def show_predictions(pictures: Replay, dreamer: Dreamer, logger: Logger) -> None:
     """Log a gif of what the world model expects of recorded episodes, beside the truth."""
-    if dreamer.draws and pictures.steps_per_copy > OPEN_LOOP:
-        batch = pictures.sample_episodes(6, OPEN_LOOP)
-        logger.video("train_openl", dreamer.video_pred(batch))
+    if not dreamer.draws or pictures.steps_per_copy <= OPEN_LOOP:
+        return
+    sampler = pictures.random_state()
+    with draws_of_its_own(dreamer.device, EVAL_SEED):
+        logger.video("train_openl", dreamer.video_pred(pictures.sample_episodes(6, OPEN_LOOP)))
+    pictures.set_random_state(sampler)
 
 
 def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
@@ -163,12 +174,32 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
     print(json.dumps(figures))
 
 
+def take_up(config: Config, learner: Learner, saved: dict | None, begun: dict) -> None:
+    """Give the learner what a run `saved`, or a new run the networks that it is to start from.
+
+    `begun` are the settings that the run began with. Raises `UserError` if something does not fit.
+    """
+    source = config.from_checkpoint
+    if not saved:
+        check_reward(config)
+        if source:
+            state = load_training(Path(source), learner.dreamer.device)
+            learner.load_weights(state, f"--from_checkpoint {source}")
+    elif source not in ("", begun.get("from_checkpoint")):
+        holds = f"{config.logdir} holds a run that began otherwise"
+        raise UserError(f"--from_checkpoint {source}: {holds}; expected another --logdir")
+    else:
+        learner.load_state_dict(saved, config.logdir)
+
+
 def main(argv: list[str]) -> None:
     """Do what the command line asks for. Raises `UserError`, `ScenarioError` and `RankLost`."""
     settings = Path(__file__).with_name("configs.yaml")
     config = load_config(argv, settings)
     logdir = Path(config.logdir)
     if config.eval_only:  # a trained team is played with the settings that it was trained with
+        if not (logdir / "config.yaml").exists():
+            raise UserError(f"--logdir {logdir}: there is no run to evaluate")
         config = load_config(argv, settings, saved=logdir / "config.yaml")
     check_values(config)
     own = share(config, *distributed.started())  # `config` holds the totals of all ranks
@@ -177,8 +208,9 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(config.seed)  # all ranks begin with the same weights
     env = make_env(own, device, own.envs, own.seed, training=True)
     learner, checkpoints = Learner(own, make_dreamer(own, env)), Checkpoints(logdir)
-    if (logdir / "config.yaml").exists() and not config.eval_only:
-        check_compatible(read_yaml(logdir / "config.yaml"), config, FIXED)
+    begun = read_yaml(logdir / "config.yaml") if (logdir / "config.yaml").exists() else {}
+    if begun:
+        check_compatible(begun, config, NETWORKS if config.eval_only else FIXED)
     if config.eval_only:
         if not (saved := checkpoints.load(device)):
             raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
@@ -187,13 +219,12 @@ def main(argv: list[str]) -> None:
             evaluate_run(config, learner.dreamer, logdir)
         return
     with distributed.first_enters(sole_writer(logdir)):
-        if saved := checkpoints.load(device):
-            learner.load_state_dict(saved, str(logdir))
-        else:
-            check_reward(config)
-        if config.from_checkpoint and not saved:
-            source = Path(config.from_checkpoint)
-            learner.load_weights(load_training(source, device), f"--from_checkpoint {source}")
+        saved = checkpoints.load(device)
+        take_up(config, learner, saved, begun)
+        if saved and saved["step"] >= config.steps:
+            if distributed.rank() == 0:
+                print(f"{logdir} has its {saved['step']:,} steps; give a larger --steps for more")
+            return
         if distributed.rank():
             torch.manual_seed(own.seed)
         train(config, logdir, learner, Run(config, own, logdir, env, learner, checkpoints, saved))
@@ -206,3 +237,5 @@ if __name__ == "__main__":
     except (UserError, ScenarioError, distributed.RankLost) as error:
         print(f"dreamer.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # outside of training, which saves first
+        sys.exit(130)

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 GIF_FRAMES = 200  # at most: TensorBoard keeps every GIF in memory
+CHUNK = 16  # frames whose colours are counted at once, as numbers are larger than bytes
 
 
 def check_frames(frames: Tensor) -> None:
@@ -35,9 +36,8 @@ def encode_gif(frames: Tensor | np.ndarray, fps: float) -> bytes:
 
 def _quantised(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Frames (T, H, W) uint8 as indices into a palette (P, 3) that they share, so none flickers."""
-    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
-    packed = red << 16 | green << 8 | blue
-    counts = np.bincount(packed.ravel(), minlength=1 << 24)
+    chunks = [rgb[start : start + CHUNK] for start in range(0, len(rgb), CHUNK)]
+    counts = sum(np.bincount(_pack(chunk).ravel(), minlength=1 << 24) for chunk in chunks)
     colours = np.flatnonzero(counts)
     # Neighbours in colour share an entry: nearly as good, and noise has millions of colours.
     cells, cell = np.unique(colours & 0xFCFCFC, return_inverse=True)
@@ -46,7 +46,7 @@ def _quantised(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     table = np.zeros(1 << 24, np.uint8)
     table[colours] = _closest(centres, _unpack(palette))[cell]
     table[palette] = np.arange(len(palette))
-    return table[packed], _unpack(palette)
+    return np.concatenate([table[_pack(chunk)] for chunk in chunks]), _unpack(palette)
 
 
 def _palette(counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -55,8 +55,13 @@ def _palette(counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
     flat = flat[np.argsort(counts[flat])[-64:]]
     # By range, not by frequency: a small agent's colour counts as much as the wide background.
     spread = Image.fromarray(centres[None]).quantize(256 - len(flat), Image.Quantize.MAXCOVERAGE)
-    red, green, blue = np.array(spread.getpalette(), np.int32).reshape(-1, 3).T
-    return np.union1d(flat, red << 16 | green << 8 | blue)
+    return np.union1d(flat, _pack(np.array(spread.getpalette()).reshape(-1, 3)))
+
+
+def _pack(rgb: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) uint8 as whole numbers 0xRRGGBB (...)."""
+    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _unpack(packed: np.ndarray) -> np.ndarray:

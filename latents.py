@@ -13,6 +13,8 @@ LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world mode
 
 def uniform_mix(logits: Tensor, mix: float) -> Tensor:
     """Log-probabilities (..., K) of the softmax mixed with `mix` of the uniform distribution."""
+    if not mix:
+        return logits.float().log_softmax(-1)  # finite, however sure
     probs = _softmax(logits.float())
     return torch.log((1 - mix) * probs + mix / logits.shape[-1])
 

@@ -131,10 +131,11 @@ class Learner:
         wrong = [key for key, value in figures.items() if not torch.tensor(value).isfinite()]
         rows = [key for key, ring in replay.rings.items() if key not in LATENTS]
         held = [key for key in rows if not replay.rings[key].isfinite().all()]
+        seen = f"; what was not finite in the replay: {', '.join(held)}" if held else ""
         raise UserError(
-            f"the last {failed} updates were skipped, as loss or gradients were not finite: see "
-            f"{', '.join(wrong) or 'the first rank'}; observed and not finite: "
-            f"{', '.join(held) or 'nothing'}; the last checkpoint is from before"
+            f"the last {failed} updates were skipped, as loss or gradients were not finite{seen}; "
+            f"what was logged and is not: {', '.join(wrong) or 'see the first rank'}; "
+            "checkpoints, if there are any, are from before"
         )
 
     def state_dict(self) -> dict:

@@ -111,14 +111,14 @@ class WorldModel(nn.Module):
         self.rssm = RSSM(
             self.encoder.outputs,
             action_shape[0] * action_shape[1],
-            deter,
-            stoch,
-            classes,
-            units,
-            blocks,
-            unimix,
-            sharpness,
-            norm,
+            deter=deter,
+            stoch=stoch,
+            classes=classes,
+            units=units,
+            blocks=blocks,
+            unimix=unimix,
+            sharpness=sharpness,
+            norm=norm,
         )
         shapes = predicted_shapes or obs_shapes
         self.decoder = MultiDecoder(
@@ -269,7 +269,15 @@ class ImagBehavior(nn.Module):
     ):
         super().__init__()
         self.actors = Actors(
-            feat, action_sizes, discrete, units, layers, min_std, max_std, unimix, widths
+            feat,
+            action_sizes,
+            discrete,
+            units,
+            layers,
+            min_std=min_std,
+            max_std=max_std,
+            unimix=unimix,
+            widths=widths,
         )
         self.critic = TeamHead(feat, widths, units, layers, rewards)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)

@@ -168,12 +168,12 @@ class RSSM(nn.Module):
         classes: int,
         units: int,
         blocks: int = 8,
-        mix: float = 0.01,
+        unimix: float = 0.01,
         sharpness: float = 1.0,
         norm: bool = True,
     ):
         super().__init__()
-        self.latent = OneHots(stoch, classes, mix, sharpness) if classes else Normals(stoch)
+        self.latent = OneHots(stoch, classes, unimix, sharpness) if classes else Normals(stoch)
         self.deter, self.blocks = deter, blocks
         drawn = self.latent.shape[0] * self.latent.shape[1]
         self.feat = deter + drawn
@@ -301,11 +301,11 @@ class Actors(nn.Module):
         layers: int,
         min_std: float = 0.1,
         max_std: float = 1.0,
-        mix: float = 0.01,
+        unimix: float = 0.01,
         widths: Sequence[int] = (),
     ):
         super().__init__()
-        self.discrete, self.min_std, self.max_std, self.mix = discrete, min_std, max_std, mix
+        self.discrete, self.min_std, self.max_std, self.unimix = discrete, min_std, max_std, unimix
         count, width = len(action_sizes), max(action_sizes)
         self.vectors = sum(widths)
         self.view = TeamView(widths, units)
@@ -326,7 +326,7 @@ class Actors(nn.Module):
         out = self.body(self._see(feat.flatten(0, -2)))
         out = out.transpose(0, 1).unflatten(0, feat.shape[:-1])
         if self.discrete:
-            return OneHotActions(out, self.mask, self.mix)
+            return OneHotActions(out, self.mask, self.unimix)
         mean, width = out.chunk(2, -1)
         return BoundedNormal(mean, width, self.mask, self.min_std, self.max_std)
 

@@ -73,5 +73,6 @@ class Recorder:
         if folder and self.replay.steps_per_copy <= self.least:
             steps = self.replay.num_envs * (self.least + 1)
             raise UserError(
-                f"--offline_traindir {folder}: expected at least {steps} steps of this task"
+                f"--offline_traindir {folder}: expected at least {steps} steps of this task, "
+                f"found {len(self.replay)}"
             )

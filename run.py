@@ -105,8 +105,11 @@ class Run:
         """
         recorder, folder = self.recorder, self.config.offline_traindir
         if self.first:
-            mib = recorder.replay.nbytes / 2**20
-            print(f"replay: {mib:,.0f} MiB on {self.env.device}", file=sys.stderr)
+            weights = sum(weight.numel() for weight in self.learner.dreamer.parameters())
+            parts = f"{self.env.n_agents} agents, {weights:,} weights"
+            size = f"a replay of {recorder.replay.nbytes / 2**20:,.0f} MiB"
+            where = f"on {self.env.device}"
+            print(f"{self.config.task}: {parts}, {size}, {where}", file=sys.stderr)
         if saved and self._is_alike(saved) and self.checkpoints.load_replay(saved, recorder.rings):
             return True
         if saved or folder:
@@ -121,6 +124,8 @@ class Run:
             return False
         try:
             check_compatible(saved["settings"], self.config, EXACT)
+            if not self.env.is_of_this_code(saved["moment"]["env"]):
+                raise UserError(f"the code of {self.config.task} has changed since the run stopped")
         except UserError as error:
             warnings.warn(f"{error}; going on from the recorded episodes", stacklevel=2)
             return False

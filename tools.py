@@ -275,7 +275,7 @@ class Progress:
                 self._bar.set_postfix(figures, refresh=False)
                 self._bar.update(step - last_step)
             elif self._stream:
-                eta = tqdm.format_interval((self._total - step) / speed) if speed > 0 else "?"
+                eta = tqdm.format_interval(max(0, self._total - step) / speed) if speed > 0 else "?"
                 words = [f"step {step:,} of {self._total:,}", f"{speed:,.0f} steps/s", f"eta {eta}"]
                 words += [f"{name} {value:.4g}" for name, value in figures.items()]
                 print(" | ".join(words), file=self._stream, flush=True)

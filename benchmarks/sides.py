@@ -17,6 +17,7 @@ from build import make_dreamer, make_env
 from checkpoint import Checkpoints
 from config import load_config
 from dreamer import EVAL_SEED
+from envs.vmas import ScenarioError
 from learner import Learner
 from rollout import play_episodes
 from tools import UserError
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(argv: list[str]) -> None:
-    """Load the run, and play every side. Raises `UserError`."""
+    """Load the run, and play every side. Raises `UserError` and `ScenarioError`."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--logdir", required=True)
     parser.add_argument("--side", type=int, nargs="+", action="append", help="agents, from 0")
@@ -58,6 +59,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except UserError as error:
+    except (UserError, ScenarioError) as error:
         print(f"sides.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -76,11 +76,22 @@ def _set(owner: Any, key: Any, value: Any) -> None:
         old = items[key] if isinstance(owner, list) else items.get(key)
     except IndexError as error:
         raise ValueError(f"the simulator has a list without entry {key}") from error
+    items[key] = _like(old, value)
+
+
+def _like(old: Any, value: Any) -> Any:
+    """A saved value as the twin's own are: by the type and the device of its `old` one."""
+    if isinstance(old, Tensor) and isinstance(value, Tensor):
+        return value.to(old.device)
     if isinstance(old, np.ndarray):
-        value = value.cpu().numpy()
-    elif isinstance(old, Tensor) and isinstance(value, Tensor):
-        value = value.to(old.device)
-    items[key] = value
+        return value.cpu().numpy()
+    if isinstance(old, np.generic):
+        return type(old)(value)
+    if isinstance(old, collections.deque):
+        return collections.deque(value, old.maxlen)
+    if isinstance(old, Enum) and value in type(old).__members__:
+        return type(old)[value]
+    return value
 
 
 def _is_owner(value: Any) -> bool:
@@ -94,16 +105,28 @@ def _is_owner(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether `torch.load` takes it back without running code."""
+    """Whether it is, or can be saved as, what `torch.load` takes back without running code."""
+    if isinstance(value, collections.deque):
+        return all(map(_is_simple, value))
+    return isinstance(value, Enum | np.generic) or _is_simple(value)
+
+
+def _is_simple(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return type(value) in (list, tuple) and all(map(_is_plain, value))
+        return type(value) in (list, tuple) and all(map(_is_simple, value))
     if isinstance(value, dict):
         plain = all(isinstance(key, str | int) for key in value) and type(value) is dict
-        return plain and all(map(_is_plain, value.values()))
+        return plain and all(map(_is_simple, value.values()))
     return value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray)
 
 
 def _saved(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, collections.deque):
+        return list(map(_saved, value))
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if isinstance(value, list | tuple):

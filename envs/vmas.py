@@ -8,6 +8,8 @@ image (B, h, w, 3) uint8 when asked for, reward (B, N) float32, and is_first, is
 
 import contextlib
 import difflib
+import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -17,6 +19,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -94,7 +97,7 @@ class Vmas:
         restart_from: int = 0,
         image_shades: bool = False,
     ):
-        self.num_envs = num_envs
+        self.name, self.num_envs = scenario, num_envs
         self.device = torch.device(device)
         self.image_size, self._shades = image_size, image_shades
         self.discrete = discrete
@@ -119,6 +122,7 @@ class Vmas:
         # Another stream than the simulator's, or random actions would follow its first draws.
         self._action_random = torch.Generator(self.device).manual_seed(seed + 2**31)
         self.n_agents = self.simulator.n_agents
+        self._code = _digest(type(self.simulator.scenario))
         self._describe_actions()
 
         # A scenario without a `done` of its own ends in all copies at once, by the time limit:
@@ -133,7 +137,7 @@ class Vmas:
 
     def reset(self) -> dict[str, Tensor]:
         """Begin an episode in every copy and return the first rows."""
-        with self._own_random_state():
+        with self._at_work():
             observations = self.simulator.reset()
         self._steps, self._length = 0, self._draw_length()
         row = self._blank_row() | _named(observations)
@@ -232,6 +236,7 @@ class Vmas:
     def state_dict(self) -> dict:
         """Where every episode under way stands, for a checkpoint; not a copy."""
         return {
+            "code": self._code,
             "simulator": snapshot.take(self.simulator),
             "steps": self._steps,
             "length": self._length,
@@ -239,6 +244,10 @@ class Vmas:
             "ended": self._ended,
             "random": self.random_state(),
         }
+
+    def is_of_this_code(self, state: dict) -> bool:
+        """Whether `state_dict` was of the scenario's present source, and of this VMAS."""
+        return state.get("code") == self._code
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned for the same scenario and number of copies."""
@@ -248,6 +257,19 @@ class Vmas:
         self._steps, self._length = state["steps"], state["length"]
         self._is_last, self._ended = state["is_last"], state["ended"]
         self.set_random_state(state["random"])
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Let the simulator work, from random states of its own; its faults are `ScenarioError`."""
+        try:
+            with self._own_random_state():
+                yield
+        except Exception as error:
+            module = sys.modules[type(self.simulator.scenario).__module__]
+            frames = traceback.extract_tb(error.__traceback__)
+            place = ([frame for frame in frames if frame.filename == module.__file__] or frames)[-1]
+            where = f"{place.filename}, line {place.lineno}"
+            raise ScenarioError(f"scenario '{self.name}': {_reason(error)} ({where})") from error
 
     @contextlib.contextmanager
     def _own_random_state(self) -> Iterator[None]:
@@ -300,11 +322,15 @@ class Vmas:
 
     def _simulate(self, actions: list[Tensor]) -> dict[str, Tensor]:
         """Advance the simulator by one step; what the row says about it, image aside."""
-        with self._own_random_state():
+        with self._at_work():
             observations, rewards, terminated, truncated, _ = self.simulator.step(actions)
         self._steps += 1
         terminal = terminated.reshape(self.num_envs).bool()
         truncated = truncated | self._all_end()
+        for agent, reward in zip(self.simulator.agents, rewards, strict=True):
+            if reward.numel() != self.num_envs:
+                wrong = f"the reward of {agent.name} has shape {tuple(reward.shape)}"
+                raise ScenarioError(f"scenario '{self.name}': {wrong}, not ({self.num_envs},)")
         rewards = [reward.reshape(self.num_envs).float() for reward in rewards]
         return {
             **_named(observations),
@@ -333,7 +359,7 @@ class Vmas:
 
     def _restart(self, copies: list[int], fresh: Tensor, row: dict) -> dict[str, Tensor]:
         """Reset some copies, given by index and by mask (B,); their changes to the row."""
-        with self._own_random_state():
+        with self._at_work():
             for index in copies:
                 self.simulator.reset_at(index, return_observations=False)
             first = self._observe()
@@ -341,7 +367,7 @@ class Vmas:
         return changes | {"is_first": fresh}
 
     def _observe(self) -> dict[str, Tensor]:
-        """Observations of the current state by name; call within `_own_random_state`."""
+        """Observations of the current state by name; call within `_at_work`."""
         (observations,) = self.simulator.get_from_scenario(
             get_observations=True, get_rewards=False, get_infos=False, get_dones=False
         )
@@ -454,7 +480,9 @@ def _build(name: str, arguments: dict, **settings) -> Environment:
             for key in watched:
                 if not key.used:
                     raise ScenarioError(_unknown_argument(name, key, known)) from error
-        raise ScenarioError(f"VMAS cannot build scenario '{name}': {_reason(error)}") from error
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        called = f"'{name}'" + (f" with {given}" if given else "")
+        raise ScenarioError(f"VMAS cannot build scenario {called}: {_reason(error)}") from error
     for key in watched:
         if not key.used:
             raise ScenarioError(_unknown_argument(name, key, known))
@@ -483,10 +511,16 @@ def _load(name: str) -> BaseScenario:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    """Run a scenario file as a module."""
+    """A scenario file as a module."""
     path = path.expanduser()
     if not path.is_file():
-        raise ScenarioError(f"there is no scenario file {path}")
+        raise ScenarioError(f"there is no scenario file {path.resolve()}")
+    return _run_file(path.resolve())
+
+
+@functools.cache
+def _run_file(path: Path) -> ModuleType:
+    """Run a file once: one that is edited meanwhile must not give evaluation another task."""
     spec = importlib.util.spec_from_file_location(f"scenario_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses, for one, look up their module by name
@@ -507,6 +541,14 @@ def _module(name: str) -> ModuleType:
         raise
 
 
+def _digest(scenario: type) -> str:
+    """What the source of a scenario and the version of VMAS come to."""
+    source = ""
+    with contextlib.suppress(OSError, TypeError):  # there may be bytecode alone
+        source = inspect.getsource(inspect.getmodule(scenario))
+    return hashlib.sha256(f"{version('vmas')}\n{source}".encode()).hexdigest()
+
+
 def _argument_names(scenario: BaseScenario) -> list[str]:
     """The argument names that can be read off a scenario's source, for error messages."""
     parameters = inspect.signature(scenario.make_world).parameters.values()
@@ -514,7 +556,7 @@ def _argument_names(scenario: BaseScenario) -> list[str]:
     for cls in type(scenario).__mro__:
         if cls is BaseScenario:
             break
-        with contextlib.suppress(OSError, TypeError):
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # no source, or another by now
             source = inspect.getsource(cls)
             names |= set(re.findall(r"kwargs(?:\.pop\(|\.get\(|\[)\s*['\"](\w+)", source))
     return sorted(names)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from benchmarks import sides
 from config import Config, load_config, read_yaml
 from envs.vmas import ScenarioError
 from recorder import Recorder
+from rollout import Player
 from tools import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -126,10 +128,11 @@ def test_the_same_command_with_more_steps_goes_on(finished):
     assert state["updates"] == pytest.approx(updates + 160 * 8 / 32, abs=1)
 
 
-def test_a_finished_run_is_left_alone(finished):
-    before = (finished / "metrics.jsonl").read_bytes()
+def test_a_finished_run_is_left_alone(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     run(finished, "--steps", "400")
-    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    assert re.search("has its .* steps; give a larger --steps", capsys.readouterr().out)
 
 
 def test_evaluation_alone_prints_one_json_object_and_writes_a_gif(finished, capsys):
@@ -161,6 +164,20 @@ def test_evaluation_repeats_itself_and_changes_no_random_state(finished, capsys)
         assert torch.equal(torch.get_rng_state(), before)
         lines.append(returns)
     assert torch.equal(*lines)
+
+
+def test_showing_predictions_changes_no_random_state(finished, tmp_path):
+    config = load_config(["--logdir", str(finished)], SETTINGS, saved=finished / "config.yaml")
+    env = dreamer.make_env(config, torch.device("cpu"), config.envs, config.seed)
+    team = dreamer.make_dreamer(config, env)
+    recorder, player, videos = Recorder(config, env, tmp_path), Player(env, team, True), []
+    for _ in range(dreamer.OPEN_LOOP + 2):
+        recorder.add(player.step())
+    before = torch.get_rng_state(), recorder.pictures.random_state()
+    logger = SimpleNamespace(video=lambda name, frames: videos.append(frames))
+    dreamer.show_predictions(recorder.pictures, team, logger)
+    after = torch.get_rng_state(), recorder.pictures.random_state()
+    assert len(videos) == 1 and all(map(torch.equal, before, after))
 
 
 def test_learning_from_recorded_episodes_takes_no_environment_steps(finished, tmp_path):
@@ -359,9 +376,15 @@ ERRORS = [
     (["--task", "vmas_navigation", "--reward", "agent", "--imag_starts", "2"], "4 or more"),
     (["--threads", "-1"], "threads -1: expected 0 or more"),
     (["--model.lr", "nan"], "model.lr nan: expected 0 or more"),
+    (["--train_ratio", "inf"], "train_ratio inf: expected a finite number"),
+    (["--loss_scales.rep", "-0.1"], "loss_scales.rep -0.1: expected 0 or more"),
+    (["--model.agc", "0"], "model.agc 0.0: expected a finite number above 0"),
+    (["--actor.max_std", "0.05"], "max_std 0.05: expected min_std, 0.1, or more"),
+    (["--seed", "-1"], "seed -1: expected 0 to"),
     (["--discount", "1.5"], "discount 1.5: expected 0 to 1"),
     (["--offline_traindir", "nowhere"], "nowhere"),
-    (["--eval_only", "True"], "config.yaml|latest.pt"),
+    (["--eval_only", "True"], "there is no run to evaluate"),
+    (["--train_restart", "30"], "train_restart 30: expected at most time_limit, 20"),
     (["stray"], "stray"),
     (["--steps"], "steps"),
 ]

@@ -73,6 +73,14 @@ def test_kl_and_entropy_against_torch(kind):
     assert torch.allclose(latent.entropy(beliefs[0]), joint[0].entropy(), atol=1e-5)
 
 
+def test_beliefs_that_are_sure_stay_finite_without_a_mix():
+    latent = OneHots(1, 3, mix=0.0, sharpness=1.0)
+    raw = torch.tensor([[[300.0, 0, -5]]]), torch.tensor([[[0.0, 300, 1]]])
+    one, two = (latent.belief(logits) for logits in raw)
+    assert torch.allclose(latent.kl(one, two), torch.tensor(300.0))
+    assert latent.entropy(one) == 0
+
+
 def test_the_replay_holds_256_classes():
     latent = OneHots(1, 256, 0.01, 1.0)
     stoch = torch.eye(256)[:, None]

@@ -1,14 +1,18 @@
 """A run that was stopped and resumed is, number for number, the run that was not."""
 
+import collections
 import json
 import os
 import signal
+from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import dreamer
+import envs.vmas
 from envs import snapshot
 from envs.vmas import Vmas
 from learner import Learner
@@ -94,10 +98,23 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path, monkey
     assert len(names[0]) == len(names[1]) >= 4
 
 
+def test_a_run_whose_scenario_was_edited_goes_on_from_its_episodes(tmp_path, monkeypatch, counting):
+    logdir, flags = tmp_path / "run", ("--task", f"vmas_{counting}", "--time_limit", "8")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        run(logdir, *flags)
+    text = Path(counting).read_text()
+    Path(counting).write_text(text.replace("self.shortest", "self.least"))
+    envs.vmas._run_file.cache_clear()  # as in another process
+    with pytest.warns(UserWarning, match="code of vmas_.* has changed .* recorded episodes"):
+        run(logdir, *flags, "--steps", "400")
+    assert untimed(logdir)[-1]["step"] == 400
+
+
 @pytest.mark.parametrize("name", ["simple_spread", "sampling", "simple_adversary", "football"])
 def test_a_simulator_goes_on_from_plain_data(name, tmp_path):
     """Scenarios with distributions, with links that a reset changes, and with scripted agents."""
-    one, two = (Vmas(name, 3, "cpu", seed, None, 9) for seed in (0, 5))
+    one, two = (Vmas(name, 3, "cpu", seed, 16, 9) for seed in (0, 5))
     for _ in range(6):
         one.step(one.random_action())
     torch.save(one.state_dict(), tmp_path / "state.pt")
@@ -110,6 +127,24 @@ def test_a_simulator_goes_on_from_plain_data(name, tmp_path):
 class Thing:
     def __init__(self, **fields):
         vars(self).update(fields)
+
+
+class Mood(Enum):
+    GLAD = (1, 0)
+    SAD = (0, 1)
+
+
+def test_a_snapshot_holds_what_is_no_plain_value_but_can_be_one(tmp_path):
+    def build(mood, number, *kept):
+        history = collections.deque(map(torch.tensor, kept), maxlen=2)
+        return Thing(mood=mood, moods=[mood], number=np.float32(number), history=history)
+
+    one, two = build(Mood.GLAD, 0.1, 1, 2), build(Mood.SAD, 7)
+    torch.save(snapshot.take(one), tmp_path / "x.pt")
+    snapshot.put(two, torch.load(tmp_path / "x.pt", weights_only=True))
+    assert two.mood is Mood.GLAD and two.moods == [Mood.GLAD]
+    assert two.number == np.float32(0.1) and type(two.number) is np.float32
+    assert list(two.history) == [1, 2] and two.history.maxlen == 2
 
 
 def test_a_snapshot_of_another_build_is_refused():

@@ -172,7 +172,8 @@ def test_names_of_vmas_settings_are_no_scenario_arguments():
 
 def test_scenario_that_vmas_cannot_build():
     assert message("balance", scenario_args={"n_agents": 1}) == (
-        "VMAS cannot build scenario 'balance': AssertionError: assert self.n_agents > 1"
+        "VMAS cannot build scenario 'balance' with n_agents=1: "
+        "AssertionError: assert self.n_agents > 1"
     )
     assert "no agent to control" in message("football", scenario_args={"ai_blue_agents": True})
 

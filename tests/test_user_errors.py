@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dreamer
 from checkpoint import sole_writer
 from tests.test_resume import run
 from tools import UserError
@@ -121,6 +122,19 @@ def test_a_new_run_starts_from_the_weights_of_another(trained, tmp_path):
     one, two = (torch.load(d / "latest.pt", weights_only=True) for d in (trained, tmp_path / "new"))
     assert two["step"] == 8 and two["updates"] == 0
     assert all(torch.equal(value, two["dreamer"][key]) for key, value in one["dreamer"].items())
+
+
+def test_weights_of_another_are_for_new_runs_alone(trained, copied):
+    source = ("--from_checkpoint", str(trained / "latest.pt"))
+    with pytest.raises(UserError, match="holds a run that began otherwise; expected another"):
+        run(copied, *FEW, *source)
+
+
+@pytest.mark.parametrize("flags", [("--discrete", "true"), ("--task", "vmas_balance")])
+def test_a_team_is_played_with_what_its_networks_are_made_for(copied, flags):
+    with pytest.raises(UserError, match=rf"other settings .*: {flags[0][2:]}: saved") as error:
+        dreamer.main(["--eval_only", "true", "--logdir", str(copied), *flags])
+    assert "world." not in str(error.value)
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval(copied):

@@ -127,6 +127,33 @@ def test_equals_a_plain_loop_through_early_ends(name, steps):
     assert (ends.any(1) & ~ends.all(1)).any(), "no copy ended alone"
 
 
+def test_a_scenario_that_is_edited_meanwhile_stays_the_same_task(counting):
+    before = Vmas(counting, 2)
+    Path(counting).write_text("this is no Python")
+    after = Vmas(counting, 2, scenario_args={"n_agents": 3})
+    assert after.obs_shapes[:2] == before.obs_shapes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "reward.unsqueeze(-1)",
+            "reward.mean()",
+            r"reward of agent 0 has shape \(\), not \(2,\)",
+        ),
+        ("reward.unsqueeze(-1)", "reward / {}", r"TypeError: unsupported .*, line \d+\)"),
+        ("self.steps += 1", "self.stepz += 1", r"AttributeError: .*counting.py, line 26\)"),
+    ],
+)
+def test_a_fault_of_a_scenario_at_work_is_one_line(counting, old, new, message):
+    path = Path(counting)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ScenarioError, match=message) as error:
+        run(Vmas(counting, 2), torch.zeros(1, 2, 2, 2))
+    assert counting in str(error.value) and "\n" not in str(error.value)
+
+
 def test_row_layout(counting):
     env = Vmas(counting, 3, image_size=16)
     assert (env.n_agents, env.num_envs, env.image_size, env.discrete) == (2, 3, 16, False)
