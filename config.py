@@ -163,11 +163,17 @@ def check_compatible(saved: Mapping[str, Any], config: Config, keys: Sequence[st
 
 
 def _comments(path: Path) -> dict[str, str]:
-    """What is said behind each key of `defaults`, on its own line."""
-    defaults = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))["defaults"]
-    tokens = {key: parts[2] for key, parts in defaults.ca.items.items() if parts[2]}
-    lines = {key: token.value.partition("\n")[0] for key, token in tokens.items()}
-    return {key: f"  {line}" for key, line in lines.items() if line}
+    """What is said behind each key of `defaults`, on its own line, by the key's path."""
+
+    def walk(group: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+        for key, value in group.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{key}.")
+            token = group.ca.items.get(key, [None] * 3)[2]
+            if token and (line := token.value.partition("\n")[0]):
+                yield f"{prefix}{key}", f"  {line}"
+
+    return dict(walk(YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))["defaults"]))
 
 
 def _usage(

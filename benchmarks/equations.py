@@ -10,28 +10,28 @@ HEADS = ("", "Dreamer: one agent", r"here: $N$ agents, one world model")
 ROWS = (  # what, for one agent, for a team
     (
         "posterior",
-        r"$s_t \sim p\,(s_t \mid s_{t-1},\ a_{t-1},\ o_t)$",
-        r"$s_t \sim p\,(s_t \mid s_{t-1},\ a^{1 \ldots N}_{t-1},\ o^{1 \ldots N}_t)$",
+        r"$s_t \sim q\,(s_t \mid s_{t-1},\ a_{t-1},\ o_t)$",
+        r"$s_t \sim q\,(s_t \mid s_{t-1},\ a^{1 \ldots N}_{t-1},\ o^{1 \ldots N}_t)$",
     ),
     (
         "prior",
-        r"$s_t \sim q\,(s_t \mid s_{t-1},\ a_{t-1})$",
-        r"$s_t \sim q\,(s_t \mid s_{t-1},\ a^{1 \ldots N}_{t-1})$",
+        r"$s_t \sim p\,(s_t \mid s_{t-1},\ a_{t-1})$",
+        r"$s_t \sim p\,(s_t \mid s_{t-1},\ a^{1 \ldots N}_{t-1})$",
     ),
     (
         "observation",
-        r"$o_t \sim q\,(o_t \mid s_t)$",
-        r"$o^i_t \sim q\,(o^i_t \mid s_t)$",
+        r"$o_t \sim p\,(o_t \mid s_t)$",
+        r"$o^i_t \sim p\,(o^i_t \mid s_t)$",
     ),
     (
         "reward",
-        r"$r_t \sim q\,(r_t \mid s_t)$",
-        r"$r^i_t \sim q\,(r^i_t \mid s_t)$",
+        r"$r_t \sim p\,(r_t \mid s_t)$",
+        r"$r^i_t \sim p\,(r^i_t \mid s_t)$",
     ),
     (
         "continue",
-        r"$c_t \sim q\,(c_t \mid s_t)$",
-        r"$c_t \sim q\,(c_t \mid s_t)$",
+        r"$c_t \sim p\,(c_t \mid s_t)$",
+        r"$c_t \sim p\,(c_t \mid s_t)$",
     ),
     (
         "actor",

@@ -3,15 +3,17 @@
     make plots            # or, with benchmarks/requirements.txt: python -m benchmarks.plot
 
 A figure NAME becomes imgs/NAME.png, and appears with its tables in each document that has the
-lines `<!-- plots: NAME -->` and `<!-- end of NAME -->`.
+lines `<!-- plots: NAME -->` and `<!-- end of NAME -->`; so does a summary of its headlines between
+those for `summary of NAME`.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,6 +25,7 @@ from benchmarks.results import (
     fill,
     interquartile_mean,
     load_manifest,
+    summary,
     table,
 )
 
@@ -30,6 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/README.md")
 COLUMNS = 3  # panels in a row
 FURTHEST = 1.5  # points are drawn up to so many times the steps of the longest curve
+CAPTION = (
+    "Thick: interquartile mean over seeds, with its 95 % interval; thin: each seed; dashed: one "
+    "seed alone. Returns below a panel's lower edge are in its table."
+)
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -46,11 +53,12 @@ def draw_figure(path: Path, tasks: Mapping[str, Mapping], runs: Sequence[Run]) -
     """Learning curves, a panel for each task that the runs are of."""
     shown = [name for name in tasks if any(run.task == name for run in runs)]
     labels = list(dict.fromkeys(run.label for run in runs))
-    colours = {label: f"C{i}" for i, label in enumerate(labels)}  # the same in all panels
+    palette = colormaps["tab10" if len(labels) <= 10 else "tab20"].colors
+    colours = dict(zip(labels, itertools.cycle(palette), strict=False))  # the same in all panels
     across = min(len(shown), COLUMNS)
     down = -(-len(shown) // across)
     with rc_context(STYLE):
-        figure = Figure(figsize=(5 * across, 3.8 * down), layout="constrained")
+        figure = Figure(figsize=(5 * across, 4.3 * down), layout="constrained")
         axes = figure.subplots(down, across, squeeze=False)
         for axis, name in zip(axes.flat, shown, strict=False):
             draw_panel(axis, tasks[name], [run for run in runs if run.task == name], colours)
@@ -74,17 +82,21 @@ def draw_panel(axis: Axes, task: Mapping, runs: Sequence[Run], colours: Mapping[
             run.steps, *bootstrap_interval([run.returns]), color=colour, alpha=0.2, linewidth=0
         )
     reach = FURTHEST * max(max(curve) for run in runs for curve in run.curves)
+    levels = dict(task.get("levels", {}))
     for marker, other in zip("os^vDP", task.get("known", []), strict=False):
         draw_points(axis, other["returns"], reach, other["label"], marker, "#777777")
-    draw_points(axis, task.get("targets", {}), reach, "target", "*", "black")
-    for name, value in task.get("levels", {}).items():
+        if (last := max(other["returns"])) > reach:
+            levels[f"{other['label']} at {last:,}"] = other["returns"][last]
+    draw_points(axis, task.get("targets", {}), reach, "aim", "*", "black")
+    for name, value in levels.items():
         axis.axhline(value, color="#999999", linewidth=1, linestyle=":")
         style = {"color": "#777777", "size": 8, "ha": "right", "va": "bottom"}
         axis.text(0.99, value, name, transform=axis.get_yaxis_transform(), **style)
     axis.set(title=task["title"], xlabel="environment steps", ylabel="return", xlim=(0, None))
     axis.set_ylim(task.get("ylim"))
     axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k" if step else "0")
-    axis.legend(loc=task.get("legend", "best"), ncols=1 + len(runs) // 14)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}
+    axis.legend(**below, ncols=3 if len(runs) > 8 else 2)
 
 
 def draw_points(
@@ -98,7 +110,7 @@ def draw_points(
 
 def section(picture: str, tasks: Mapping[str, Mapping], runs: Sequence[Run]) -> str:
     """Markdown of a figure and its tables, a table for each task."""
-    parts = [f"![Learning curves]({picture})"]
+    parts = [f"![Learning curves]({picture})", CAPTION]
     for name, task in tasks.items():
         if of_task := [run for run in runs if run.task == name]:
             parts.append(table(task, of_task))
@@ -115,6 +127,7 @@ def main(root: Path = ROOT) -> None:
         draw_figure(path, manifest.tasks, runs)
         for document, text in documents.items():
             picture = Path(os.path.relpath(path, document.parent)).as_posix()
+            text = fill(text, f"summary of {name}", summary(manifest.tasks, runs))
             documents[document] = fill(text, name, section(picture, manifest.tasks, runs))
     for document, text in documents.items():
         document.write_text(text, encoding="utf-8")

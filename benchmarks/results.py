@@ -25,6 +25,7 @@ class Run:
     """One row of a table: the same command with several seeds.
 
     Attributes:
+        headline: the step at which it stands in the summary; 0 if it does not.
         curves: the return by step, of each seed.
         minutes: wall time for 10,000 steps, evaluations included.
     """
@@ -36,6 +37,7 @@ class Run:
     commit: str
     machine: str
     note: str
+    headline: int
     curves: list[dict[int, float]]
     minutes: float
 
@@ -95,15 +97,14 @@ def _load_run(entry: Mapping, folder: Path, machines: Mapping[str, str]) -> Run:
     paths = [folder / entry["file"].format(seed=seed) for seed in entry["seeds"]]
     if len(set(paths)) < len(paths):
         raise ManifestError(f"run {entry['label']}: several seeds, but one file for all of them")
-    logs = [read_metrics(path) for path in paths]
-    curves = [
-        {line["step"]: line["eval_return"] for line in log if "eval_return" in line} for log in logs
-    ]
+    logs, shown = [read_metrics(path) for path in paths], entry.get("metric", "eval_return")
+    curves = [{line["step"]: line[shown] for line in log if shown in line} for log in logs]
     steps = sum(log[-1]["step"] for log in logs)
     run = Run(
         **{key: entry[key] for key in ("task", "label", "seeds", "command", "commit")},
         machine=machines[entry["machine"]],
         note=entry.get("note", ""),
+        headline=entry.get("headline", 0),
         curves=curves,
         minutes=sum(map(wall_time, logs)) / steps * 10_000 / 60,
     )
@@ -161,16 +162,33 @@ def table(task: Mapping, runs: Sequence[Run]) -> str:
         for step in sorted({*task["at"], *task.get("targets", {})})
         if any(run.at(step).size for run in runs)
     ]
-    head = [f"at {step:,}" for step in columns]
-    rows = [[f"**{task['title']}**", *head, "seeds", "minutes / 10,000 steps"]]
+    rows = [["", *(f"{step:,}" for step in columns), "seeds", "minutes / 10,000 steps"]]
     rows.append(["---"] * len(rows[0]))
     rows += [
         [r.label, *(_cell(r.at(step), r) for step in columns), r.seeds_text, f"{r.minutes:.1f}"]
         for r in runs
     ]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = [f"#### {task['title']}", "", *_known(task)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     machines = dict.fromkeys(run.machine for run in runs)
-    return "\n".join([*lines, "", *_known(task), *map(_how, runs), f"* On {'; '.join(machines)}."])
+    lines += ["", "<details><summary>Commands, commits, machines</summary>", ""]
+    lines += [*map(_how, runs), f"* On {'; '.join(machines)}.", "", "</details>"]
+    return "\n".join(lines)
+
+
+def summary(tasks: Mapping[str, Mapping], runs: Sequence[Run]) -> str:
+    """Markdown: a line for each run that says at which step it is to be read (`headline`)."""
+    lines = ["| | team of Dreamers | after | seeds | random | others |", "|" + " --- |" * 6]
+    for run in runs:
+        if run.headline:
+            task, cell = tasks[run.task], _cell(run.at(run.headline), run)
+            levels = dict(task.get("levels", {}))
+            random = f"{levels.pop('random'):,}" if "random" in levels else "-"
+            others = [*(f"{name} {value:,}" for name, value in levels.items())]
+            others = "; ".join(others + _others(task, last=True))
+            cells = (f"{task['title']}: {run.label}", cell, f"{run.headline:,} steps")
+            lines.append("| " + " | ".join((*cells, run.seeds_text, random, others)) + " |")
+    return "\n".join(lines)
 
 
 def _cell(returns: np.ndarray, run: Run) -> str:
@@ -186,18 +204,27 @@ def _cell(returns: np.ndarray, run: Run) -> str:
 
 
 def _known(task: Mapping) -> list[str]:
-    """Lines on what is aimed at and what others reach, where anything is known."""
-    lines = []
-    if targets := task.get("targets"):
-        lines.append(f"* Targets: {_by_step(targets)}.")
+    """A paragraph on what others reach and what is aimed at, where anything is known."""
     parts = [f"{name} {value:g}" for name, value in task.get("levels", {}).items()]
-    for other in task.get("known", []):
-        parts.append(f"{other['label']} {_by_step(other['returns'])} ({other['source']})")
-    return lines + ([f"* Known: {'; '.join(parts)}."] if parts else [])
+    parts += [
+        f"{text} ({other['source']})"
+        for text, other in zip(_others(task), task.get("known", []), strict=True)
+    ]
+    if targets := task.get("targets"):
+        parts.append(f"our aim {_by_step(targets)}")
+    return [f"For comparison: {'; '.join(parts)}.", ""] if parts else []
+
+
+def _others(task: Mapping, last: bool = False) -> list[str]:
+    """What others reach, each in words; with `last`, after their most steps alone."""
+    known = [(other["label"], other["returns"]) for other in task.get("known", [])]
+    if last:
+        known = [(label, {max(returns): returns[max(returns)]}) for label, returns in known]
+    return [f"{label} {_by_step(returns)}" for label, returns in known]
 
 
 def _by_step(returns: Mapping[int, float]) -> str:
-    return ", ".join(f"{value:g} at {step:,}" for step, value in returns.items())
+    return ", ".join(f"{value:,} at {step:,}" for step, value in returns.items())
 
 
 def _how(run: Run) -> str:
@@ -213,7 +240,7 @@ def number(value: float) -> str:
 
 
 def fill(text: str, name: str, content: str) -> str:
-    """Put content between the two marker comments of a figure, where a text has them."""
+    """Put content between two marker comments with a name, where a text has them."""
     start, end = f"<!-- plots: {name} -->\n", f"<!-- end of {name} -->"
     before, found, rest = text.partition(start)
     if not found:

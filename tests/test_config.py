@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -283,6 +284,9 @@ def test_help_lists_presets_keys_and_defaults(path, capsys):
     assert rows["--scales"] == "[]"
     assert rows["--scenario"] == "(any --scenario.NAME VALUE)"
     assert "presets: vmas debug empty" in out
+    with pytest.raises(SystemExit):
+        load_config(["--help"], REAL)
+    assert re.search(r"--rssm.deter +256 +# width of the memory", capsys.readouterr().out)
 
 
 def test_config_is_read_only_and_says_what_is_missing(load):
@@ -343,7 +347,8 @@ def test_check_compatible_names_every_difference():
     with pytest.raises(UserError) as caught:
         check_compatible(saved, config, ["task", "rssm", "scenario", "old"])
     assert str(caught.value) == (
-        "the saved run has other settings: task: saved a, now b; rssm.deter: saved 8, now 9; "
+        "the saved run has other settings (--configs, flags): "
+        "task: saved a, now b; rssm.deter: saved 8, now 9; "
         "scenario.n: saved nothing, now 3; old: saved 1, now nothing"
     )
 

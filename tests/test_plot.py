@@ -15,6 +15,7 @@ from benchmarks.results import (
     interquartile_mean,
     load_manifest,
     marl_eval,
+    summary,
     table,
 )
 
@@ -73,20 +74,41 @@ def test_curve_has_the_steps_that_all_seeds_share(tmp_path: Path) -> None:
 def test_table_has_intervals_and_says_how_many_seeds_got_so_far(tmp_path: Path) -> None:
     path = write_runs(tmp_path, {s: [(101, 1.0 + s), (150, 2)] for s in range(3)})
     lines = table(TASK, load_manifest(path).figures["returns"]).splitlines()
-    assert lines[0] == "| **task, 2 agents** | at 100 | seeds | minutes / 10,000 steps |"
-    assert lines[2] == "| team | 2.00 [1.00, 3.00] | seeds 0, 1, 2 | 83.3 |"
-    assert "* Targets: 5 at 200." in lines
-    assert "* Known: random -1; MAPPO 2.5 at 150 (somewhere)." in lines
-    assert "* team: `python dreamer.py` at abc." in lines and lines[-1] == "* On a machine."
+    known = "For comparison: random -1; MAPPO 2.5 at 150 (somewhere); our aim 5 at 200."
+    assert lines[:4] == ["#### task, 2 agents", "", known, ""]
+    assert lines[4] == "|  | 100 | seeds | minutes / 10,000 steps |"
+    assert lines[6] == "| team | 2.00 [1.00, 3.00] | seeds 0, 1, 2 | 83.3 |"
+    assert lines[10:] == [
+        "* team: `python dreamer.py` at abc.",
+        "* On a machine.",
+        "",
+        "</details>",
+    ]
     path = write_runs(tmp_path / "more", {0: [(100, 1), (198, 4)], 1: [(100, 1)]})
-    row = table(TASK, load_manifest(path).figures["returns"]).splitlines()[2]
+    row = table(TASK, load_manifest(path).figures["returns"]).splitlines()[6]
     assert row == "| team | 1.00 [1.00, 1.00] | 4.00 (1 of 2) | seeds 0, 1 | 83.3 |"
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     path = write_runs(tmp_path, {7: [(100, -1234.5)]})
-    row = table(TASK, load_manifest(path).figures["returns"]).splitlines()[2]
+    row = table(TASK, load_manifest(path).figures["returns"]).splitlines()[6]
     assert row == "| team | -1,234 | seed 7 | 83.3 |"
+
+
+def test_summary_has_the_runs_with_a_headline_at_their_step(tmp_path: Path) -> None:
+    task = TASK | {"known": [{"label": "MAPPO", "returns": {9: 1, 3_000: 2}, "source": "x"}]}
+    task |= {"levels": {"random": -1_000, "scripted": 0.5}}
+    path = write_runs(tmp_path, {0: [(100, 1), (198, 4)]}, headline=200)
+    runs = load_manifest(path).figures["returns"]
+    row = "| task, 2 agents: team | 4.00 | 200 steps | seed 0 | -1,000 | scripted 0.5; MAPPO 2 at 3,000 |"
+    assert summary({"task": task}, runs).splitlines()[2:] == [row]
+    path = write_runs(tmp_path / "none", {0: [(100, 1)]})
+    assert len(summary({"task": task}, load_manifest(path).figures["returns"]).splitlines()) == 2
+
+
+def test_another_metric_can_be_the_return_that_is_shown(tmp_path: Path) -> None:
+    path = write_runs(tmp_path, {0: [(100, 7)]}, metric="fps")
+    assert load_manifest(path).figures["returns"][0].returns.tolist() == [[2.0]]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +152,8 @@ def test_shown_tables_are_those_of_the_runs() -> None:
     manifest = load_manifest(root / "benchmarks" / "runs.yaml")
     shown = "".join((root / name).read_text() for name in ("README.md", "benchmarks/README.md"))
     for name, runs in manifest.figures.items():
+        if any(run.headline for run in runs):
+            assert summary(manifest.tasks, runs) in shown
         assert (root / "imgs" / f"{name}.png").exists()
         for task in {run.task for run in runs}:
             assert table(manifest.tasks[task], [r for r in runs if r.task == task]) in shown
