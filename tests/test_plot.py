@@ -100,7 +100,8 @@ def test_summary_has_the_runs_with_a_headline_at_their_step(tmp_path: Path) -> N
     task |= {"levels": {"random": -1_000, "scripted": 0.5}}
     path = write_runs(tmp_path, {0: [(100, 1), (198, 4)]}, headline=200)
     runs = load_manifest(path).figures["returns"]
-    row = "| task, 2 agents: team | 4.00 | 200 steps | seed 0 | -1,000 | scripted 0.5; MAPPO 2 at 3,000 |"
+    ours, others = "4.00 | 200 steps | seed 0", "-1,000 | scripted 0.5; MAPPO 2 at 3,000"
+    row = f"| task, 2 agents: team | {ours} | {others} |"
     assert summary({"task": task}, runs).splitlines()[2:] == [row]
     path = write_runs(tmp_path / "none", {0: [(100, 1)]})
     assert len(summary({"task": task}, load_manifest(path).figures["returns"]).splitlines()) == 2
