@@ -89,7 +89,7 @@ def _like(old: Any, value: Any) -> Any:
         return type(old)(value)
     if isinstance(old, collections.deque):
         return collections.deque(value, old.maxlen)
-    if isinstance(old, Enum) and value in type(old).__members__:
+    if isinstance(old, Enum) and isinstance(value, str) and value in type(old).__members__:
         return type(old)[value]
     return value
 
