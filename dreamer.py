@@ -95,6 +95,8 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
                 run.save()
         if run.step > begin:
             run.end(stopped=distributed.anywhere(stop.requested))
+        if run.first:
+            print(f"step {run.step:,} is saved in {logdir}", file=sys.stderr)
 
 
 def play(

@@ -25,6 +25,7 @@ class Run:
     """One row of a table: the same command with several seeds.
 
     Attributes:
+        baseline: whether another algorithm made it.
         headline: the step at which it stands in the summary; 0 if it does not.
         curves: the return by step, of each seed.
         minutes: wall time for 10,000 steps, evaluations included.
@@ -38,6 +39,7 @@ class Run:
     machine: str
     note: str
     headline: int
+    baseline: bool
     curves: list[dict[int, float]]
     minutes: float
 
@@ -105,6 +107,7 @@ def _load_run(entry: Mapping, folder: Path, machines: Mapping[str, str]) -> Run:
         machine=machines[entry["machine"]],
         note=entry.get("note", ""),
         headline=entry.get("headline", 0),
+        baseline=entry.get("baseline", False),
         curves=curves,
         minutes=sum(map(wall_time, logs)) / steps * 10_000 / 60,
     )
@@ -184,11 +187,17 @@ def summary(tasks: Mapping[str, Mapping], runs: Sequence[Run]) -> str:
             task, cell = tasks[run.task], _cell(run.at(run.headline), run)
             levels = dict(task.get("levels", {}))
             random = f"{levels.pop('random'):,}" if "random" in levels else "-"
-            others = [*(f"{name} {value:,}" for name, value in levels.items())]
+            others = [f"{name} {value:,}" for name, value in levels.items()]
+            others += [_last(other) for other in runs if other.baseline and other.task == run.task]
             others = "; ".join(others + _others(task, last=True))
             cells = (f"{task['title']}: {run.label}", cell, f"{run.headline:,} steps")
             lines.append("| " + " | ".join((*cells, run.seeds_text, random, others)) + " |")
     return "\n".join(lines)
+
+
+def _last(run: Run) -> str:
+    """Where a run ended, in words."""
+    return f"{run.label} {number(interquartile_mean(run.returns)[-1])} at {run.steps[-1]:,}"
 
 
 def _cell(returns: np.ndarray, run: Run) -> str:
