@@ -188,16 +188,19 @@ def summary(tasks: Mapping[str, Mapping], runs: Sequence[Run]) -> str:
             levels = dict(task.get("levels", {}))
             random = f"{levels.pop('random'):,}" if "random" in levels else "-"
             others = [f"{name} {value:,}" for name, value in levels.items()]
-            others += [_last(other) for other in runs if other.baseline and other.task == run.task]
+            rivals = [other for other in runs if other.baseline and other.task == run.task]
+            others += [_near_and_last(rival, run.headline) for rival in rivals]
             others = "; ".join(others + _others(task, last=True))
             cells = (f"{task['title']}: {run.label}", cell, f"{run.headline:,} steps")
             lines.append("| " + " | ".join((*cells, run.seeds_text, random, others)) + " |")
     return "\n".join(lines)
 
 
-def _last(run: Run) -> str:
-    """Where a run ended, in words."""
-    return f"{run.label} {number(interquartile_mean(run.returns)[-1])} at {run.steps[-1]:,}"
+def _near_and_last(run: Run, step: int) -> str:
+    """Where a run stood nearest to a step and where it ended, in words."""
+    means = dict(zip(run.steps.tolist(), interquartile_mean(run.returns), strict=True))
+    shown = dict.fromkeys((min(means, key=lambda other: abs(other - step)), max(means)))
+    return f"{run.label} " + ", ".join(f"{number(means[at])} at {at:,}" for at in shown)
 
 
 def _cell(returns: np.ndarray, run: Run) -> str:
