@@ -57,24 +57,7 @@ def check_values(config: Config) -> None:
     for key, choices in _CHOICES.items():
         if getattr(config, key) not in choices:
             raise UserError(f"--{key} {getattr(config, key)}: expected {' or '.join(choices)}")
-    scales = tuple(f"loss_scales.{name}" for name in config.loss_scales.as_dict())
-    for least, keys in (_LEAST | {0: _LEAST[0] + scales}).items():
-        for key in keys:
-            if not (value := attrgetter(key)(config)) >= least:
-                raise UserError(f"--{key} {value}: expected {least} or more")
-            if value == math.inf:
-                raise UserError(f"--{key} {value}: expected a finite number")
-    for key in _POSITIVE:
-        if not 0 < (value := attrgetter(key)(config)) < math.inf:
-            raise UserError(f"--{key} {value}: expected a finite number above 0")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"--seed {config.seed}: expected 0 to {2**32 - 1}")
-    if not config.actor.max_std >= config.actor.min_std:
-        least = f"min_std, {config.actor.min_std}, or more"
-        raise UserError(f"--actor.max_std {config.actor.max_std}: expected {least}")
-    for key in _SHARES:
-        if not 0 <= (value := attrgetter(key)(config)) <= 1:
-            raise UserError(f"--{key} {value}: expected 0 to 1")
+    _check_ranges(config)
     for key in ("mlp_keys", "cnn_keys", "predict_keys"):
         try:
             re.compile(getattr(config, key))
@@ -96,6 +79,28 @@ def check_values(config: Config) -> None:
         if (value := attrgetter(key)(config)) < least:
             why = f"batch_length + 1 rows of {copies} copies"
             raise UserError(f"--{key} {value}: expected {least} or more, {why}")
+
+
+def _check_ranges(config: Config) -> None:
+    """Raise `UserError` for a number that is too small, too large or not finite."""
+    scales = tuple(f"loss_scales.{name}" for name in config.loss_scales.as_dict())
+    for least, keys in (_LEAST | {0: _LEAST[0] + scales}).items():
+        for key in keys:
+            if not (value := attrgetter(key)(config)) >= least:
+                raise UserError(f"--{key} {value}: expected {least} or more")
+            if value == math.inf:
+                raise UserError(f"--{key} {value}: expected a finite number")
+    for key in _POSITIVE:
+        if not 0 < (value := attrgetter(key)(config)) < math.inf:
+            raise UserError(f"--{key} {value}: expected a finite number above 0")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"--seed {config.seed}: expected 0 to {2**32 - 1}")
+    if not config.actor.max_std >= config.actor.min_std:
+        least = f"min_std, {config.actor.min_std}, or more"
+        raise UserError(f"--actor.max_std {config.actor.max_std}: expected {least}")
+    for key in _SHARES:
+        if not 0 <= (value := attrgetter(key)(config)) <= 1:
+            raise UserError(f"--{key} {value}: expected 0 to 1")
 
 
 def share(config: Config, rank: int, ranks: int) -> Config:

@@ -95,8 +95,8 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
                 run.save()
         if run.step > begin:
             run.end(stopped=distributed.anywhere(stop.requested))
-        if run.first:
-            print(f"step {run.step:,} is saved in {logdir}", file=sys.stderr)
+            if run.first:
+                print(f"step {run.step:,} is saved in {logdir}", file=sys.stderr)
 
 
 def play(
@@ -199,10 +199,11 @@ def main(argv: list[str]) -> None:
     settings = Path(__file__).with_name("configs.yaml")
     config = load_config(argv, settings)
     logdir = Path(config.logdir)
+    written = logdir / "config.yaml"
     if config.eval_only:  # a trained team is played with the settings that it was trained with
-        if not (logdir / "config.yaml").exists():
+        if not written.exists():
             raise UserError(f"--logdir {logdir}: there is no run to evaluate")
-        config = load_config(argv, settings, saved=logdir / "config.yaml")
+        config = load_config(argv, settings, saved=written)
     check_values(config)
     own = share(config, *distributed.started())  # `config` holds the totals of all ranks
     device = resolve_device(distributed.join(config.device))
@@ -210,7 +211,7 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(config.seed)  # all ranks begin with the same weights
     env = make_env(own, device, own.envs, own.seed, training=True)
     learner, checkpoints = Learner(own, make_dreamer(own, env)), Checkpoints(logdir)
-    begun = read_yaml(logdir / "config.yaml") if (logdir / "config.yaml").exists() else {}
+    begun = read_yaml(written) if written.exists() else {}
     if begun:
         check_compatible(begun, config, NETWORKS if config.eval_only else FIXED)
     if config.eval_only:

@@ -182,18 +182,21 @@ def table(task: Mapping, runs: Sequence[Run]) -> str:
 def summary(tasks: Mapping[str, Mapping], runs: Sequence[Run]) -> str:
     """Markdown: a line for each run that says at which step it is to be read (`headline`)."""
     lines = ["| | team of Dreamers | after | seeds | random | others |", "|" + " --- |" * 6]
-    for run in runs:
-        if run.headline:
-            task, cell = tasks[run.task], _cell(run.at(run.headline), run)
-            levels = dict(task.get("levels", {}))
-            random = f"{levels.pop('random'):,}" if "random" in levels else "-"
-            others = [f"{name} {value:,}" for name, value in levels.items()]
-            rivals = [other for other in runs if other.baseline and other.task == run.task]
-            others += [_near_and_last(rival, run.headline) for rival in rivals]
-            others = "; ".join(others + _others(task, last=True))
-            cells = (f"{task['title']}: {run.label}", cell, f"{run.headline:,} steps")
-            lines.append("| " + " | ".join((*cells, run.seeds_text, random, others)) + " |")
+    for run in (run for run in runs if run.headline):
+        rivals = [other for other in runs if other.baseline and other.task == run.task]
+        lines.append("| " + " | ".join(_headline(tasks[run.task], run, rivals)) + " |")
     return "\n".join(lines)
+
+
+def _headline(task: Mapping, run: Run, rivals: Sequence[Run]) -> list[str]:
+    """The cells of a line of the summary."""
+    levels = dict(task.get("levels", {}))
+    random = f"{levels.pop('random'):,}" if "random" in levels else "-"
+    others = [f"{name} {value:,}" for name, value in levels.items()]
+    others += [_near_and_last(rival, run.headline) for rival in rivals]
+    others += _others(task, last=True)
+    what, cell = f"{task['title']}: {run.label}", _cell(run.at(run.headline), run)
+    return [what, cell, f"{run.headline:,} steps", run.seeds_text, random, "; ".join(others)]
 
 
 def _near_and_last(run: Run, step: int) -> str:

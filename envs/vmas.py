@@ -367,7 +367,7 @@ class Vmas:
         return changes | {"is_first": fresh}
 
     def _observe(self) -> dict[str, Tensor]:
-        """Observations of the current state by name; call within `_at_work`."""
+        """Observations of the current state by name; call within `_own_random_state`."""
         (observations,) = self.simulator.get_from_scenario(
             get_observations=True, get_rewards=False, get_infos=False, get_dones=False
         )
@@ -541,8 +541,9 @@ def _module(name: str) -> ModuleType:
         raise
 
 
+@functools.cache
 def _digest(scenario: type) -> str:
-    """What the source of a scenario and the version of VMAS come to."""
+    """What the source of a scenario, as it was first used, and the version of VMAS come to."""
     source = ""
     with contextlib.suppress(OSError, TypeError):  # there may be bytecode alone
         source = inspect.getsource(inspect.getmodule(scenario))

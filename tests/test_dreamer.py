@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,6 +134,15 @@ def test_a_finished_run_is_left_alone(finished, capsys):
     run(finished, "--steps", "400")
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
     assert re.search("has its .* steps; give a larger --steps", capsys.readouterr().out)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_claims_no_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    stopped = nullcontext(SimpleNamespace(requested=True))
+    monkeypatch.setattr(dreamer, "GracefulExit", lambda: stopped)
+    run(tmp_path)
+    assert not (tmp_path / "latest.pt").exists() and "saved" not in capsys.readouterr().err
 
 
 def test_evaluation_alone_prints_one_json_object_and_writes_a_gif(finished, capsys):
