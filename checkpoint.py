@@ -1,8 +1,9 @@
 """The files that a run goes on from, and the lock that keeps a second process away from them.
 
 `latest.pt` holds what is learned, `previous.pt` the same of one checkpoint earlier. When a signal
-stops a run, `latest.pt` also holds the episodes under way and `replay.pt` the replay as it was, so
-that the run goes on as if it had never stopped; a stamp tells which two belong together.
+stops a run, `moment.pt` holds the episodes under way and `replay.pt` the replay as it was, so that
+the run goes on as if it had never stopped; a stamp tells what belongs together. Nothing that is
+learned depends on these two: a scenario may keep what cannot be saved or read again.
 """
 
 import fcntl
@@ -105,7 +106,7 @@ class Checkpoints:
 
     def __init__(self, logdir: Path):
         self._latest, self._previous = logdir / "latest.pt", logdir / "previous.pt"
-        self._replay = logdir / "replay.pt"
+        self._moment, self._replay = logdir / "moment.pt", logdir / "replay.pt"
         self._sound = True  # whether latest.pt is worth keeping as previous.pt
 
     def load(self, device: torch.device) -> dict | None:
@@ -126,45 +127,62 @@ class Checkpoints:
             warnings.warn(f"{error}; going on from previous.pt, step {step}", stacklevel=2)
             return state
 
-    def load_replay(self, saved: dict, rings: dict[str, Replay]) -> bool:
-        """Fill `rings` with what they held when `saved` was, if `replay.pt` tells; or leave them.
+    def load_moment(self, saved: dict, device: torch.device) -> dict | None:
+        """What else there was when a signal stopped the run that `saved`; None if no file tells."""
+        return self._load_beside(self._moment, saved, device=device)
 
-        Warns if there is such a file and it cannot be used.
-        """
-        if "moment" not in saved or not self._replay.exists():
+    def load_replay(self, saved: dict, rings: dict[str, Replay]) -> bool:
+        """Fill `rings` with what they held when `saved` was, if a file tells; or leave them."""
+        state = self._load_beside(self._replay, saved, mmap=True)
+        if state is None:
             return False
         try:
-            state = load_checkpoint(self._replay, mmap=True)
-            if state.get("stamp") != saved["stamp"]:
-                return False  # of another checkpoint
             for name, ring in rings.items():
                 ring.check(state[name])
-        except (UserError, ValueError, KeyError) as error:
-            problem = f"{self._replay} does not fit: {error}; reading train_eps instead"
-            warnings.warn(problem, stacklevel=2)
+        except (ValueError, KeyError) as error:
+            self._warn(f"{self._replay} does not fit: {error}")
             return False
         for name, ring in rings.items():
             ring.load_state_dict(state[name])
         return True
 
-    def save(self, state: dict, rings: dict[str, Replay] | None = None) -> None:
-        """Write `latest.pt`, then `replay.pt` if `rings` are given; an older one is removed.
+    def _load_beside(self, path: Path, saved: dict, **how: Any) -> dict | None:
+        """What a file holds that was written with `saved`; warns if it cannot be read."""
+        if not path.exists():
+            return None
+        try:
+            state = load_checkpoint(path, **how)
+        except UserError as error:
+            self._warn(str(error))
+            return None
+        return state if state.get("stamp") == saved["stamp"] else None  # of another checkpoint
+
+    def _warn(self, problem: str) -> None:
+        warnings.warn(f"{problem}; going on from the recorded episodes", stacklevel=4)
+
+    def save(
+        self, state: dict, moment: dict | None = None, rings: dict[str, Replay] | None = None
+    ) -> None:
+        """Write `latest.pt`, then `moment.pt` and `replay.pt` if given; older ones are removed.
 
         Raises `UserError` if that is not possible; what was there before is still there then.
         """
-        stamp, replay = uuid.uuid4().hex, self._replay
+        stamp = {"stamp": uuid.uuid4().hex}
         previous = self._previous if self._sound else None
-        save_checkpoint(self._latest, state | {"stamp": stamp}, previous)
+        save_checkpoint(self._latest, state | stamp, previous)
         self._sound = True
-        for stale in (replay, replay.with_name("replay.pt.tmp")):
-            with suppress(OSError):
-                stale.unlink()
-        if rings is not None:
-            content = {name: ring.state_dict() for name, ring in rings.items()}
-            try:
-                save_checkpoint(replay, content | {"stamp": stamp})
-            except UserError as error:
-                warnings.warn(f"{error}; the run will go on from train_eps", stacklevel=2)
+        for path in (self._moment, self._replay):
+            for stale in (path, path.with_name(f"{path.name}.tmp")):
+                with suppress(OSError):
+                    stale.unlink()
+        if moment is None or rings is None:
+            return
+        held = {name: ring.state_dict() for name, ring in rings.items()}
+        try:
+            save_checkpoint(self._moment, moment | stamp)
+            save_checkpoint(self._replay, held | stamp)
+        except UserError as error:
+            warnings.warn(f"{error}; the run will go on from train_eps", stacklevel=2)
 
     def try_save(self, state: dict) -> None:
         """Write `latest.pt`, or warn: there may be room again when the next one is due."""

@@ -39,7 +39,7 @@ class Run:
         rank = distributed.rank()
         self.first = rank == 0
         self.recorder = Recorder(own, env, logdir if self.first else logdir / f"rank{rank}")
-        exact = self._fill_replay(saved)
+        moment = self._fill_replay(saved)
         self.player = Player(env, learner.dreamer, explore=True, capture=config.capture)
         replayed = config.batch_size * config.batch_length
         self.meter = Meter(env, replayed, self.step, learner.updates)
@@ -48,9 +48,9 @@ class Run:
             save_config(config, logdir / "config.yaml")
             self.logger = Logger(logdir, self.step)
             self.progress = Progress(config.steps, self.step, config.log_every, learner.updates)
-        if exact:
-            for name, part in self._moment().items():
-                part.load_state_dict(saved["moment"][name])
+        if moment:
+            for name, part in self._parts().items():
+                part.load_state_dict(moment[name])
         if saved and rank < len(saved["random"]):
             self._restore_random_states(saved["random"][rank])
 
@@ -66,11 +66,19 @@ class Run:
         If the run was `stopped` before its end and has one rank, all goes in that it holds now.
         """
         state, exact = self._state(), stopped and distributed.ranks() == 1
-        if exact:
-            state["settings"] = self.config.as_dict()
-            state["moment"] = {name: part.state_dict() for name, part in self._moment().items()}
+        moment = self._moment() if exact else None
         if self.first:
-            self.checkpoints.save(state, self.recorder.rings if exact else None)
+            self.checkpoints.save(state, moment, self.recorder.rings)
+
+    def _moment(self) -> dict | None:
+        """All that a checkpoint lacks, so that the run can go on as if it had never stopped."""
+        try:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            simulator = self.env.state_dict()
+        except Exception as error:  # a scenario may keep anything
+            warnings.warn(f"the episodes under way are not saved: {error}", stacklevel=3)
+            return None
+        return {"settings": self.config.as_dict(), "env": simulator, **parts}
 
     def _state(self) -> dict:
         """What every checkpoint holds."""
@@ -88,20 +96,19 @@ class Run:
         self.env.set_random_state(states["env"])
         self.recorder.replay.set_random_state(states["replay"])
 
-    def _moment(self) -> dict:
-        """What remembers the episodes under way and what was not reported yet."""
+    def _parts(self) -> dict:
+        """What remembers, beside the environment, the episodes under way and what is unreported."""
         return {
-            "env": self.env,
             "player": self.player,
             "meter": self.meter,
             "logger": self.logger,
             "folder": self.recorder.folder,
         }
 
-    def _fill_replay(self, saved: dict | None) -> bool:
+    def _fill_replay(self, saved: dict | None) -> dict | None:
         """Fill the replay as it was when a signal stopped the run, or else from recorded episodes.
 
-        Returns whether it is as it was, so that the episodes under way can be gone on with too.
+        Returns the moment of that stop, if the episodes under way can be gone on with too.
         """
         recorder, folder = self.recorder, self.config.offline_traindir
         if self.first:
@@ -110,23 +117,27 @@ class Run:
             size = f"a replay of {recorder.replay.nbytes / 2**20:,.0f} MiB"
             where = f"on {self.env.device}"
             print(f"{self.config.task}: {parts}, {size}, {where}", file=sys.stderr)
-        if saved and self._is_alike(saved) and self.checkpoints.load_replay(saved, recorder.rings):
-            return True
+        moment = self._take_up(saved) if saved and distributed.ranks() == 1 else None
+        if moment and self.checkpoints.load_replay(saved, recorder.rings):
+            return moment
         if saved or folder:
             recorder.load(self.learner.dreamer, folder)
-        return False
+        return None
 
-    def _is_alike(self, saved: dict) -> bool:
-        """Whether a signal stopped this run, and its episodes and replay are still of one shape."""
-        if "moment" not in saved or distributed.ranks() > 1:
-            return False
-        if saved["random"][0]["env"]["device"] != self.env.device.type:
-            return False
+    def _take_up(self, saved: dict) -> dict | None:
+        """The moment at which a signal stopped the run, with the environment as it was then.
+
+        None if there is none, or its episodes and replay are not those of this run any more.
+        """
+        moment = self.checkpoints.load_moment(saved, self.env.device)
+        if not moment or saved["random"][0]["env"]["device"] != self.env.device.type:
+            return None
         try:
-            check_compatible(saved["settings"], self.config, EXACT)
-            if not self.env.is_of_this_code(saved["moment"]["env"]):
+            check_compatible(moment["settings"], self.config, EXACT)
+            if not self.env.is_of_this_code(moment["env"]):
                 raise UserError(f"the code of {self.config.task} has changed since the run stopped")
-        except UserError as error:
+            self.env.load_state_dict(moment["env"])
+        except (UserError, ValueError) as error:
             warnings.warn(f"{error}; going on from the recorded episodes", stacklevel=2)
-            return False
-        return True
+            return None
+        return moment

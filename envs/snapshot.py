@@ -5,14 +5,34 @@ are found by walking from object to object; a twin built in the same way takes t
 """
 
 import collections
+import random
+from collections.abc import Callable
 from enum import Enum
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+
+class _Stream(NamedTuple):
+    """How the state of a source of random numbers is taken, and put back."""
+
+    kind: type
+    take: Callable[[Any], Any]
+    put: Callable[[Any, Any], None]
+
+
+_STREAMS = (
+    _Stream(torch.Generator, torch.Generator.get_state, lambda g, s: g.set_state(s.cpu())),
+    _Stream(random.Random, random.Random.getstate, random.Random.setstate),
+    _Stream(
+        np.random.Generator,
+        lambda g: g.bit_generator.state,
+        lambda g, s: setattr(g.bit_generator, "state", s),
+    ),
+)
 _FOREIGN = ("torch", "numpy", "gym", "pyglet", "builtins")  # whose objects are left as they are
 
 
@@ -34,8 +54,17 @@ def take(root: object) -> dict[str, dict]:
 def put(root: object, state: dict[str, dict]) -> None:
     """Give `root` what `take` found in its twin. Raises ValueError if it is built otherwise."""
     owners = _owners(root)
-    if missing := state["values"].keys() - owners.keys():
-        raise ValueError(f"the simulator has no {', '.join(sorted(missing))}")
+    missing = [path for path in state["values"] if path not in owners]
+    missing += [
+        f"{path}/{name}"
+        for path, owner in owners.items()
+        if isinstance(owner, list)
+        for name in state["values"].get(path, {}) | state["links"].get(path, {})
+        if name >= len(owner)
+    ]
+    if missing:
+        rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"the simulator has no {', '.join(missing[:3])}{rest}")
     for path, owner in owners.items():
         links = {name: owners[to] for name, to in state["links"].get(path, {}).items()}
         keys = {name: key for name, key, _ in _fields(owner)}
@@ -63,7 +92,8 @@ def _fields(owner: Any) -> list[tuple[Any, Any, Any]]:
         return [(index, index, value) for index, value in enumerate(owner)]
     items = owner if isinstance(owner, dict) else vars(owner)
     return [
-        (key if isinstance(key, str) else place, key, value)  # an object is no name: its place is
+        # A plain text is a name, of a class of its own or not; of other keys their place is.
+        (str(key) if isinstance(key, str) else place, key, value)
         for place, (key, value) in enumerate(items.items())
     ]
 
@@ -72,10 +102,7 @@ def _set(owner: Any, key: Any, value: Any) -> None:
     if isinstance(owner, tuple):
         return  # cannot change
     items = owner if isinstance(owner, dict | list) else vars(owner)
-    try:
-        old = items[key] if isinstance(owner, list) else items.get(key)
-    except IndexError as error:
-        raise ValueError(f"the simulator has a list without entry {key}") from error
+    old = items[key] if isinstance(owner, list) else items.get(key)
     items[key] = _like(old, value)
 
 
@@ -89,9 +116,18 @@ def _like(old: Any, value: Any) -> Any:
         return type(old)(value)
     if isinstance(old, collections.deque):
         return collections.deque(value, old.maxlen)
+    if isinstance(old, set):
+        return set(value)
+    if stream := _stream(old):
+        stream.put(old, value)
+        return old
     if isinstance(old, Enum) and isinstance(value, str) and value in type(old).__members__:
         return type(old)[value]
     return value
+
+
+def _stream(value: Any) -> _Stream | None:
+    return next((stream for stream in _STREAMS if isinstance(value, stream.kind)), None)
 
 
 def _is_owner(value: Any) -> bool:
@@ -106,9 +142,9 @@ def _is_owner(value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is, or can be saved as, what `torch.load` takes back without running code."""
-    if isinstance(value, collections.deque):
+    if isinstance(value, collections.deque | set):
         return all(map(_is_simple, value))
-    return isinstance(value, Enum | np.generic) or _is_simple(value)
+    return isinstance(value, Enum | np.generic) or bool(_stream(value)) or _is_simple(value)
 
 
 def _is_simple(value: Any) -> bool:
@@ -117,7 +153,9 @@ def _is_simple(value: Any) -> bool:
     if isinstance(value, dict):
         plain = all(isinstance(key, str | int) for key in value) and type(value) is dict
         return plain and all(map(_is_simple, value.values()))
-    return value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc"  # no texts, no objects
+    return value is None or isinstance(value, bool | int | float | str | Tensor)
 
 
 def _saved(value: Any) -> Any:
@@ -125,12 +163,17 @@ def _saved(value: Any) -> Any:
         return value.name
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, collections.deque):
+    if isinstance(value, collections.deque | set):
         return list(map(_saved, value))
+    if stream := _stream(value):
+        return _saved(stream.take(value))
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return torch.from_numpy(value if min(value.strides, default=0) >= 0 else value.copy())
     if isinstance(value, list | tuple):
         return type(value)(map(_saved, value))
     if isinstance(value, dict):
-        return {key: _saved(entry) for key, entry in value.items()}
-    return float(value) if isinstance(value, float) else value
+        return {_saved(key): _saved(entry) for key, entry in value.items()}
+    for kind in (bool, int, float, str):  # of a class of its own, it could not be loaded
+        if isinstance(value, kind):
+            return kind(value)
+    return value

@@ -73,7 +73,8 @@ class Vmas:
         image_size: height and width of the image in each row; None for no image.
         time_limit: simulator steps after which an episode ends, not terminal; None for no limit.
         restart_from: if not 0, all copies end together, not terminal, after a number of simulator
-            steps that is drawn anew each time, log-uniformly from this to the time limit.
+            steps that is drawn anew each time, log-uniformly from this to the time limit. Those
+            that have just begun, as an end of their own came before, go on.
         action_repeat: simulator steps per action; their rewards are summed.
         discrete: one-hot actions instead of continuous ones in [-1, 1].
         scenario_args: keyword arguments of the scenario.
@@ -177,6 +178,8 @@ class Vmas:
                 pictured = row["is_last"]
         if restarts:
             row |= self._restart(restarts, fresh, row)
+            if self._all_end():  # without those that begin now, so that no reset of all follows
+                self._steps, self._length = 0, self._draw_length()
         if self.image_size:
             row["image"] = _where(pictured, row["image"], self.render())
         self._is_last, self._ended = row["is_last"], ended
@@ -342,12 +345,12 @@ class Vmas:
     def _find_ended(self, is_last: Tensor) -> list[int]:
         """Indices of the copies whose episode has ended; asks the device only if it must."""
         if self._all_end():
-            return list(range(self.num_envs))
+            return sorted(set(range(self.num_envs)).difference(self._ended))
         return is_last.nonzero().flatten().tolist() if self._ends_early else []
 
     def _all_end(self) -> bool:
-        """Whether all copies end now together; not while some of them are only beginning."""
-        return self._length is not None and self._steps >= self._length and not self._ended
+        """Whether all copies end now together, but for those that are only beginning."""
+        return self._length is not None and self._steps >= self._length
 
     def _draw_length(self) -> int | None:
         """Simulator steps after which all copies end together; None if they end on their own."""

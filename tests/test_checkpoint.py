@@ -123,23 +123,27 @@ def make_rings(rows: int) -> dict[str, Replay]:
     return {"replay": ring}
 
 
-def test_the_replay_is_taken_up_only_with_its_own_checkpoint(tmp_path):
-    files = Checkpoints(tmp_path)
-    files.save(state_of(1) | {"moment": {}}, make_rings(7))
-    first, replay = files.load(CPU), (tmp_path / "replay.pt").read_bytes()
+def test_the_moment_and_the_replay_are_taken_up_only_with_their_own_checkpoint(tmp_path):
+    files, moment, path = Checkpoints(tmp_path), {"x": 1}, tmp_path / "replay.pt"
+    files.save(state_of(1), moment, make_rings(7))
+    first, replay = files.load(CPU), path.read_bytes()
     rings = make_rings(0)
-    assert files.load_replay(first, rings)
+    assert files.load_moment(first, CPU)["x"] == 1 and files.load_replay(first, rings)
     assert torch.equal(rings["replay"].rings["x"], make_rings(7)["replay"].rings["x"])
     files.save(state_of(1))
-    assert not (tmp_path / "replay.pt").exists() and not files.load_replay(first, make_rings(0))
-    (tmp_path / "replay.pt").write_bytes(replay)
-    assert not files.load_replay(files.load(CPU) | {"moment": {}}, make_rings(0))
+    assert sorted(os.listdir(tmp_path)) == ["latest.pt", "previous.pt"]
+    assert not files.load_replay(first, make_rings(0)) and not files.load_moment(first, CPU)
+    path.write_bytes(replay)
+    assert not files.load_replay(files.load(CPU), make_rings(0))
     other = {"replay": Replay(20, 4, {"is_first": ((), torch.bool)})}
-    with pytest.warns(UserWarning, match=r"replay.pt does not fit: it has no .*reading train_eps"):
+    with pytest.warns(UserWarning, match=r"replay.pt does not fit: it has no .*recorded episodes"):
         assert not files.load_replay(first, other)
-    (tmp_path / "replay.pt").write_bytes(replay[:-99])
-    with pytest.warns(UserWarning, match=r"replay.pt does not fit"):
+    path.write_bytes(replay[:-99])
+    with pytest.warns(UserWarning, match=r"cannot load .*replay.pt.*recorded episodes"):
         assert not files.load_replay(first, make_rings(0))
+    (tmp_path / "moment.pt").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match=r"cannot load .*moment.pt.*recorded episodes"):
+        assert not files.load_moment(first, CPU)
 
 
 def test_one_writer_is_let_in_and_a_dead_one_keeps_nobody_out(tmp_path):
@@ -205,5 +209,5 @@ def test_a_full_disk_leaves_the_checkpoints_before(small_disk):
     for _ in range(800_000 // 1000):
         ring["replay"].written += 1000
     with pytest.warns(UserWarning, match="replay.pt: .*; the run will go on from train_eps"):
-        files.save(state_of(4), ring)
+        files.save(state_of(4), {}, ring)
     assert files.load(CPU)["step"] == 4 and not (small_disk / "replay.pt.tmp").exists()

@@ -327,6 +327,8 @@ def test_every_key_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Config, "__getattr__", spy)
     monkeypatch.setattr("run.save_config", lambda config, path: None)
+    monkeypatch.setattr(dreamer, "check_values", lambda config: None)
+    monkeypatch.setattr(dreamer, "share", lambda config, rank, ranks: config)
     for preset in ("vmas", "vmas_vector"):
         flags = [*QUICK, "--configs", preset, "debug", "--logdir", str(tmp_path / preset)]
         config = load_config([*flags, "--steps", "240"], SETTINGS)

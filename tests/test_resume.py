@@ -3,7 +3,9 @@
 import collections
 import json
 import os
+import random
 import signal
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 
@@ -84,15 +86,14 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path, monkey
             stop_after(patch, updates)
             run(parts, *flags)
     assert len(untimed(whole)) >= 3 and untimed(parts) == untimed(whole)
-    for name in ("latest.pt", "replay.pt"):
+    for name in ("latest.pt", "moment.pt", "replay.pt"):
         one, two = (torch.load(folder / name, weights_only=True) for folder in (whole, parts))
         for state in (one, two):
             del state["stamp"]
-            if name == "latest.pt":
-                del state["settings"], state["moment"]["meter"]["last"]
-                numbers = state["moment"]["logger"]["numbers"]
+            if name == "moment.pt":
+                del state["settings"], state["meter"]["last"]
                 for key in TIMED:
-                    numbers.pop(key, None)
+                    state["logger"]["numbers"].pop(key, None)
         check_equal(one, two)
     names = [sorted(p.name[-12:] for p in (f / "train_eps").iterdir()) for f in (whole, parts)]
     assert len(names[0]) == len(names[1]) >= 4
@@ -109,6 +110,57 @@ def test_a_run_whose_scenario_was_edited_goes_on_from_its_episodes(tmp_path, mon
     with pytest.warns(UserWarning, match="code of vmas_.* has changed .* recorded episodes"):
         run(logdir, *flags, "--steps", "400")
     assert untimed(logdir)[-1]["step"] == 400
+
+
+MADE = 'self.shortest = kwargs.get("shortest", 3)'
+KEEPING = """
+        self.config = kwargs
+        self.__dict__.update(kwargs)
+        for key, value in kwargs.items():
+            setattr(self, key, value)"""
+UNSAVABLE = """
+        self.names, self.odd = numpy.array(["a", "b"]), numpy.array([object(), 1])
+        vars(self)[object()] = 1"""
+STEPPED = "self.steps += 1"
+GROWING = """
+        self.log = getattr(self, "log", [])
+        self.log.append({"agent": self.world.agents[0], "at": self.steps + 0})"""
+
+
+@pytest.mark.parametrize(
+    ("after", "more", "warning"),
+    [
+        (MADE, KEEPING, None),
+        (MADE, UNSAVABLE, None),
+        (STEPPED, GROWING, "simulator has no .* more; going on from the recorded episodes"),
+    ],
+    ids=["its arguments", "what cannot be saved", "more and more"],
+)
+def test_whatever_a_scenario_keeps_no_run_is_lost(
+    tmp_path, monkeypatch, counting, after, more, warning
+):
+    text = Path(counting).read_text().replace(after, after + more)
+    Path(counting).write_text(f"import numpy\n{text}")
+    flags = ("--task", f"vmas_{counting}", "--time_limit", "8", "--scenario.n_agents", "2")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        run(tmp_path / "run", *flags)
+    with pytest.warns(UserWarning, match=warning) if warning else nullcontext():
+        run(tmp_path / "run", *flags, "--steps", "400")
+    assert untimed(tmp_path / "run")[-1]["step"] == 400
+
+
+def test_a_simulator_that_cannot_be_saved_costs_no_weights(tmp_path, monkeypatch):
+    def refuse(env):
+        raise TypeError("no such thing can be saved")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vmas, "state_dict", refuse)
+        stop_after(patch, 9)
+        with pytest.warns(UserWarning, match="episodes under way are not saved: no such thing"):
+            run(tmp_path / "run")
+    run(tmp_path / "run", "--steps", "400")
+    assert untimed(tmp_path / "run")[-1]["step"] == 400
 
 
 @pytest.mark.parametrize("name", ["simple_spread", "sampling", "simple_adversary", "football"])
@@ -134,14 +186,51 @@ class Mood(Enum):
     SAD = (0, 1)
 
 
+def hand_over(one: Thing, two: Thing, folder: Path) -> None:
+    torch.save(snapshot.take(one), folder / "x.pt")
+    snapshot.put(two, torch.load(folder / "x.pt", weights_only=True))
+
+
+class Text(str):
+    pass
+
+
+class Count(int):
+    pass
+
+
+def test_a_snapshot_holds_texts_and_numbers_of_classes_of_their_own(tmp_path):
+    def build(name, count):
+        return Thing(name=Text(name), count=Count(count), both={Text("key"): Count(count)})
+
+    one, two = build("a", 1), build("b", 2)
+    hand_over(one, two, tmp_path)
+    assert (two.name, two.count, two.both) == ("a", 1, {"key": 1})
+
+
+def test_a_snapshot_holds_sets_turned_arrays_and_sources_of_random_numbers(tmp_path):
+    def build(seed):
+        numpy, plain = np.random.default_rng(seed), random.Random(seed)
+        tensors = torch.Generator().manual_seed(seed)
+        turned = np.arange(seed, seed + 3)[::-1]
+        return Thing(numpy=numpy, plain=plain, tensors=tensors, seen={seed}, turned=turned)
+
+    one, two = build(1), build(2)
+    numpy, plain, tensors = two.numpy, two.plain, two.tensors
+    hand_over(one, two, tmp_path)
+    assert two.seen == {1} and two.turned.tolist() == [3, 2, 1]
+    assert (two.numpy, two.plain, two.tensors) == (numpy, plain, tensors)  # others may share them
+    assert numpy.random() == one.numpy.random() and plain.random() == one.plain.random()
+    assert torch.equal(torch.rand(3, generator=tensors), torch.rand(3, generator=one.tensors))
+
+
 def test_a_snapshot_holds_what_is_no_plain_value_but_can_be_one(tmp_path):
     def build(mood, number, *kept):
         history = collections.deque(map(torch.tensor, kept), maxlen=2)
         return Thing(mood=mood, moods=[mood], number=np.float32(number), history=history)
 
     one, two = build(Mood.GLAD, 0.1, 1, 2), build(Mood.SAD, 7)
-    torch.save(snapshot.take(one), tmp_path / "x.pt")
-    snapshot.put(two, torch.load(tmp_path / "x.pt", weights_only=True))
+    hand_over(one, two, tmp_path)
     assert two.mood is Mood.GLAD and two.moods == [Mood.GLAD]
     assert two.number == np.float32(0.1) and type(two.number) is np.float32
     assert list(two.history) == [1, 2] and two.history.maxlen == 2
@@ -159,7 +248,6 @@ def test_tensors_that_share_memory_share_it_afterwards(tmp_path):
         return Thing(a=x, part=Thing(b=x[:2]), items=[Thing(c=1), Thing(c=2)])
 
     one, two = build(1.0), build(2.0)
-    torch.save(snapshot.take(one), tmp_path / "x.pt")
-    snapshot.put(two, torch.load(tmp_path / "x.pt", weights_only=True))
+    hand_over(one, two, tmp_path)
     two.a += 1
     assert two.part.b.tolist() == [2.0, 2.0] and one.a.tolist() == [1.0] * 3

@@ -225,15 +225,24 @@ def test_restarts_end_all_copies_together_after_lengths_that_vary():
     assert abs(lengths.float().mean() - 16 / torch.tensor(5.0).log()) < 2.5  # log-uniform
 
 
-def test_restarts_never_end_an_episode_that_is_only_beginning(counting):
-    env = Vmas(counting, 3, time_limit=9, scenario_args={"shortest": 2}, restart_from=2)
-    rows, together = run(env, draw_actions(env, 300)), 0
-    for row, after in itertools.pairwise(rows):
+@pytest.mark.parametrize("copies", [3, 200])
+def test_restarts_come_in_time_and_never_end_an_episode_that_is_only_beginning(counting, copies):
+    """Copies end after 2, 3, ... steps of their own, so that with many some always begin."""
+    env = Vmas(counting, copies, time_limit=9, scenario_args={"shortest": 2}, restart_from=2)
+    rows = run(env, draw_actions(env, 200))
+    together = [0]
+    for t, (row, after) in enumerate(itertools.pairwise(rows)):
         assert not (row["is_first"] & row["is_last"]).any()
         assert torch.equal(row["is_last"], after["is_first"])
-        together += bool(row["is_last"].all())
-    assert together > 20
+        if (row["is_last"] | row["is_first"]).all() and not row["is_first"].all():
+            together.append(t)
+    assert max(b - a for a, b in itertools.pairwise(together)) <= 10
+    assert len(together) > 20
     assert any(row["is_last"].any() and not row["is_last"].all() for row in rows)
+    ages = torch.zeros(copies)
+    for row in rows:
+        ages = torch.where(row["is_first"], 0, ages + 1)
+        assert ages.max() <= 9
 
 
 def test_ended_says_on_the_host_whether_a_row_is_the_last_of_any_copy(counting):
