@@ -7,6 +7,7 @@ from operator import attrgetter
 import torch
 
 from config import Config
+from envs import Environment
 from envs.vmas import Vmas, opposed_agents
 from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
 from tools import UserError
@@ -130,17 +131,10 @@ def check_reward(config: Config) -> None:
     """
     if config.reward == "agent" or config.force_reward:
         return
-    _, _, scenario = config.task.partition("_")
-    env = Vmas(
-        scenario,
-        num_envs=64,
-        seed=config.seed,
-        time_limit=None,
-        discrete=config.discrete,
-        scenario_args=config.scenario.as_dict(),
-    )
+    calm = Config(config.as_dict() | {"cnn_keys": "^$", "time_limit": 10**6})
+    env = make_env(calm, torch.device("cpu"), 64, config.seed)
     if pair := opposed_agents(env):
-        one, other = (env.simulator.agents[index].name for index in pair)
+        one, other = (f"agent{index}" for index in pair)
         raise UserError(
             f"--reward {config.reward}: what pays {one} costs {other} in {config.task}; expected "
             "--reward agent, or --force_reward true to learn from such a reward all the same"
@@ -149,7 +143,7 @@ def check_reward(config: Config) -> None:
 
 def make_env(
     config: Config, device: torch.device, num_envs: int, seed: int, training: bool = False
-) -> Vmas:
+) -> Environment:
     """The task in `num_envs` copies; with images in its rows only if the world model sees them.
 
     For `training`, episodes end early as `train_restart` says.
@@ -172,7 +166,7 @@ def make_env(
     )
 
 
-def make_dreamer(config: Config, env: Vmas) -> Dreamer:
+def make_dreamer(config: Config, env: Environment) -> Dreamer:
     """The networks for this environment, on its device."""
     vectors = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
     image = {"image": (env.image_size, env.image_size, 3)} if env.image_size else {}
@@ -232,7 +226,7 @@ def _matching(shapes: dict[str, tuple], pattern: str) -> dict[str, tuple]:
     return {key: shape for key, shape in shapes.items() if re.fullmatch(pattern, key)}
 
 
-def row_spaces(config: Config, env: Vmas, image: bool) -> dict[str, tuple]:
+def row_spaces(config: Config, env: Environment, image: bool) -> dict[str, tuple]:
     """Shape and type of everything that a row of the replay holds."""
     spaces = {f"agent{i}": (shape, torch.float32) for i, shape in enumerate(env.obs_shapes)}
     if image:

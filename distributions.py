@@ -75,8 +75,10 @@ class Histogram:
 class BoundedNormal:
     """Continuous actions of N agents: a normal with its mean inside (-1, 1).
 
-    mean, log-width (..., N, A); mask (N, A) is 1 where an agent has that action. Samples may leave
-    [-1, 1]: the environment and the RSSM bound them alike (see `RSSM.bound_action`).
+    mean and width (..., N, A) are what a network says: the one goes through tanh, the other through
+    a sigmoid from `min_std` to `max_std`, at first near the latter; mask (N, A) is 1 where an agent
+    has that action. Samples may leave [-1, 1]: the environment and the RSSM bound them alike (see
+    `RSSM.bound_action`).
     """
 
     def __init__(self, mean: Tensor, width: Tensor, mask: Tensor, min_std: float, max_std: float):

@@ -6,7 +6,7 @@ python dreamer.py --configs vmas --task vmas_simple_spread --logdir ./logdir/vma
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -80,6 +80,8 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
             while run.owed >= 1:
                 run.owed -= 1
                 logger.scalars(learner.learn(recorder))
+            if should_save(run.step) and run.step < config.steps:
+                run.save()  # before an evaluation, which may take longer than a killer waits
             figures = {}
             evaluated = should_evaluate(run.step) or run.step >= config.steps
             if evaluated and run.first:
@@ -91,12 +93,12 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
                 learner.check(figures, recorder.replay)
             returns = {key: figures[key] for key in figures if key in RETURNS}
             run.progress.update(run.step, learner.updates, **returns)
-            if should_save(run.step) and run.step < config.steps:
-                run.save()
         if run.step > begin:
             run.end(stopped=distributed.anywhere(stop.requested))
-            if run.first:
-                print(f"step {run.step:,} is saved in {logdir}", file=sys.stderr)
+    if run.step > begin and run.first:
+        with suppress(OSError):  # whoever read it may be gone
+            done = f"step {run.step:,}, after {learner.updates:,} updates"
+            print(f"{done}, is saved in {logdir}", file=sys.stderr)
 
 
 def play(
@@ -176,22 +178,30 @@ def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
     print(json.dumps(figures))
 
 
-def take_up(config: Config, learner: Learner, saved: dict | None, begun: dict) -> None:
-    """Give the learner what a run `saved`, or a new run the networks that it is to start from.
+def keep_origin(config: Config, begun: dict) -> Config:
+    """The settings with the `from_checkpoint` that the run has `begun` with, if none is given now.
 
-    `begun` are the settings that the run began with. Raises `UserError` if something does not fit.
+    Raises `UserError` if another is given.
     """
-    source = config.from_checkpoint
-    if not saved:
-        check_reward(config)
-        if source:
-            state = load_training(Path(source), learner.dreamer.device)
-            learner.load_weights(state, f"--from_checkpoint {source}")
-    elif source not in ("", begun.get("from_checkpoint")):
+    source, origin = config.from_checkpoint, begun.get("from_checkpoint", "")
+    if source not in ("", origin):
         holds = f"{config.logdir} holds a run that began otherwise"
         raise UserError(f"--from_checkpoint {source}: {holds}; expected another --logdir")
-    else:
+    return Config(config.as_dict() | {"from_checkpoint": origin})
+
+
+def take_up(config: Config, learner: Learner, saved: dict | None) -> None:
+    """Give the learner what a run `saved`, or a new run the networks that it is to start from.
+
+    Raises `UserError` if something does not fit.
+    """
+    if saved:
         learner.load_state_dict(saved, config.logdir)
+        return
+    check_reward(config)
+    if source := config.from_checkpoint:
+        state = load_training(Path(source), learner.dreamer.device)
+        learner.load_weights(state, f"--from_checkpoint {source}")
 
 
 def main(argv: list[str]) -> None:
@@ -214,6 +224,7 @@ def main(argv: list[str]) -> None:
     begun = read_yaml(written) if written.exists() else {}
     if begun:
         check_compatible(begun, config, NETWORKS if config.eval_only else FIXED)
+        config = keep_origin(config, begun)
     if config.eval_only:
         if not (saved := checkpoints.load(device)):
             raise UserError(f"--logdir {logdir}: there is no latest.pt to evaluate")
@@ -223,14 +234,16 @@ def main(argv: list[str]) -> None:
         return
     with distributed.first_enters(sole_writer(logdir)):
         saved = checkpoints.load(device)
-        take_up(config, learner, saved, begun)
+        take_up(config, learner, saved)
         if saved and saved["step"] >= config.steps:
             if distributed.rank() == 0:
                 print(f"{logdir} has its {saved['step']:,} steps; give a larger --steps for more")
             return
         if distributed.rank():
             torch.manual_seed(own.seed)
-        train(config, logdir, learner, Run(config, own, logdir, env, learner, checkpoints, saved))
+        run = Run(config, own, logdir, env, learner, checkpoints, saved)
+        del saved  # as much again as is learned
+        train(config, logdir, learner, run)
 
 
 if __name__ == "__main__":

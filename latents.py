@@ -74,7 +74,7 @@ class OneHots:
 
 
 class Normals:
-    """S normals, as in the first Dreamer (Hafner et al., arXiv 1912.01603); K is 1.
+    """S normals, as Dreamer had them before its codes (Hafner et al., arXiv 1912.01603); K is 1.
 
     A belief holds mean and deviation (..., S, 2). The gradient of a draw is exact and sees its
     noise, so that precise beliefs pay.

@@ -1,4 +1,4 @@
-"""The layers that all networks are made of, as DreamerV3 has them.
+"""The layers that all networks are made of.
 
 Shapes use the symbols of `networks.py`.
 """

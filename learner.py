@@ -21,8 +21,8 @@ PATIENCE = 10  # updates in a row that may fail
 class Learner:
     """The networks with their optimisers; a call of `update` is one step of training.
 
-    An update whose loss or gradient is not finite on any rank changes nothing on all of them. That
-    is decided on the device.
+    An update whose loss or gradient is not finite on any rank moves no trained weight on any of
+    them. That is decided on the device.
     """
 
     def __init__(self, config: Config, dreamer: Dreamer):
@@ -43,7 +43,7 @@ class Learner:
             rates = {"lr": config.probe.lr, "warmup": config.probe.warmup}
             self.optimizers["probe"] = LaProp(dreamer.probe.parameters(), **rates)
         self.capture = config.capture
-        if config.compile:
+        if config.compile and not config.eval_only:
             dreamer.compile_steps()
         self._set_out()
 

@@ -393,9 +393,9 @@ class ImagBehavior(nn.Module):
         return (deter, stoch), alive
 
     def _learners(self, count: int) -> Tensor:
-        """(M, N): deal the starts out to the agents in turn."""
+        """(M, N): deal the starts out to the agents at random, as many to each."""
         agents = self.actors.mask.shape[0]
-        turn = torch.arange(count, device=self.actors.mask.device) % agents
+        turn = torch.randperm(count, device=self.actors.mask.device) % agents
         return F.one_hot(turn, agents).bool()
 
     @torch.no_grad()
@@ -469,6 +469,8 @@ class Dreamer(nn.Module):
         imagined, more = self.behavior.loss(self.world, state, batch["is_terminal"])
         assert len({loss.shape for loss in imagined.values()}) == 1
         losses |= imagined
+        if strange := losses.keys() - self.loss_scales.keys():
+            raise KeyError(f"loss_scales gives no weight for {', '.join(sorted(strange))}")
         means = {name: loss.mean() for name, loss in losses.items()}
         scaled = {name: self.loss_scales[name] * mean for name, mean in means.items()}
         metrics |= more | {f"{name}_loss": mean.detach() for name, mean in means.items()}

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import distributed
 from build import row_spaces
 from config import Config
-from envs.vmas import Vmas
+from envs import Environment
 from episodes import EpisodeFolder
 from latents import LATENTS
 from models import Dreamer
@@ -18,13 +19,15 @@ from tools import UserError
 class Recorder:
     """Where rows go: the replay, the folder of episodes, and a few with images for the probe.
 
-    Where the rows of the replay have images, the probe learns from those.
+    Where the rows of the replay have images, the probe learns from those. Raises `UserError` if
+    there is too little memory.
     """
 
-    def __init__(self, config: Config, env: Vmas, logdir: Path):
+    def __init__(self, config: Config, env: Environment, logdir: Path):
         spaces = row_spaces(config, env, image=bool(env.image_size))
         self.env, self.least, self.image_size = env, config.batch_length, config.image_size
-        self.replay = self._ring(config.dataset_size, config.envs, spaces, config.seed)
+        self.seed = config.seed
+        self.replay = self._ring("dataset_size", config.dataset_size, config.envs, spaces)
         recorded = {key: space for key, space in spaces.items() if key not in LATENTS}
         self.folder = EpisodeFolder(logdir / "train_eps", config.dataset_size, recorded)
         self.pictures, self.pictured = self.replay, 0
@@ -32,10 +35,13 @@ class Recorder:
             spaces = row_spaces(config, env, image=True)
             self.pictured = min(config.probe.envs, config.envs)
             size = config.probe.dataset_size
-            self.pictures = self._ring(size, self.pictured, spaces, config.seed)
+            self.pictures = self._ring("probe.dataset_size", size, self.pictured, spaces)
 
-    def _ring(self, capacity: int, copies: int, spaces: dict, seed: int) -> Replay:
-        return Replay(capacity, copies, spaces, self.env.device, seed, LATENTS)
+    def _ring(self, key: str, capacity: int, copies: int, spaces: dict) -> Replay:
+        try:
+            return Replay(capacity, copies, spaces, self.env.device, self.seed, LATENTS)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise UserError(f"--{key} {capacity}: too many rows for the memory: {error}") from error
 
     def add(self, rows: dict[str, Tensor]) -> None:
         """Take in the next row of every copy."""

@@ -3,29 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from capture import captured
+from envs import Environment
 from models import Dreamer
 from tools import memory_in_use
-
-
-class Environment(Protocol):
-    """What a batch of environments offers; `envs.vmas.Vmas` is one."""
-
-    num_envs: int
-    n_agents: int
-    action_width: int
-    device: torch.device
-
-    def reset(self) -> dict[str, Tensor]: ...
-
-    def step(self, action: Tensor) -> dict[str, Tensor]: ...
-
-    def random_action(self) -> Tensor: ...
 
 
 class Player:

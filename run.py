@@ -8,7 +8,7 @@ import distributed
 from build import EXACT
 from checkpoint import Checkpoints
 from config import Config, check_compatible, save_config
-from envs.vmas import Vmas
+from envs import Environment
 from learner import Learner
 from recorder import Recorder
 from rollout import Meter, Player
@@ -28,7 +28,7 @@ class Run:
         config: Config,
         own: Config,
         logdir: Path,
-        env: Vmas,
+        env: Environment,
         learner: Learner,
         checkpoints: Checkpoints,
         saved: dict | None,

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--episodes", type=int, default=256)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    flags, saved = ["--logdir", args.logdir], Path(args.logdir) / "config.yaml"
+    flags = ["--logdir", args.logdir, "--eval_only", "true"]
+    saved = Path(args.logdir) / "config.yaml"
     config = load_config(flags, ROOT / "configs.yaml", saved=saved)
     device = torch.device("cpu")
     copies = min(config.eval_envs, args.episodes)

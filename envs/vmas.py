@@ -33,10 +33,10 @@ from torch import Tensor
 gym_notices.notices.notices.clear()
 
 import vmas  # noqa: E402
-from vmas.simulator.environment import Environment  # noqa: E402
+from vmas.simulator.environment import Environment as Simulator  # noqa: E402
 from vmas.simulator.scenario import BaseScenario  # noqa: E402
 
-from envs import snapshot  # noqa: E402
+from envs import Environment, snapshot  # noqa: E402
 from envs.render import render  # noqa: E402
 
 _SHIPPED = {
@@ -281,7 +281,7 @@ class Vmas:
         VMAS draws from a list that all its environments share, and on a GPU from the device's
         default generator too.
         """
-        shared = Environment.vmas_random_state
+        shared = Simulator.vmas_random_state
         others = list(shared)
         shared[:] = self._random[:3]
         if self.device.type == "cuda":
@@ -391,7 +391,7 @@ class Vmas:
         }
 
 
-def opposed_agents(env: Vmas, steps: int = 60, hold: int = 15) -> tuple[int, int] | None:
+def opposed_agents(env: Environment, steps: int = 60, hold: int = 15) -> tuple[int, int] | None:
     """Two agents of which one is paid for what the other is charged for, if random play shows any.
 
     Actions are held for `hold` steps: agents that tremble on the spot would seldom meet.
@@ -465,7 +465,7 @@ class _Argument(str):
         return same
 
 
-def _build(name: str, arguments: dict, **settings) -> Environment:
+def _build(name: str, arguments: dict, **settings) -> Simulator:
     """Build the simulator, holding the scenario to the arguments it really reads."""
     scenario = _load(name)
     known = _argument_names(scenario)

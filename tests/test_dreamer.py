@@ -14,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+import build
 import dreamer
 from benchmarks import sides
 from config import Config, load_config, read_yaml
-from envs.vmas import ScenarioError
+from envs import Environment
+from envs.vmas import ScenarioError, Vmas
 from recorder import Recorder
 from rollout import Player
+from tests.test_resume import stop_after
 from tools import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -285,6 +288,30 @@ def test_training_episodes_can_begin_anew_before_the_time_limit(tmp_path):
     lengths = {int(path.stem.split("-")[-1]) for path in (tmp_path / "train_eps").glob("*.npz")}
     assert len(lengths) > 1 and min(lengths) >= 4 and max(lengths) <= 20
     assert metrics(tmp_path)[-1]["eval_length"] == 20
+
+
+class Bare:
+    """An environment that shows what `Environment` names, and nothing else."""
+
+    def __init__(self, env: Vmas):
+        self._env = env
+
+    def __getattr__(self, name: str):
+        if name not in {*Environment.__annotations__, *vars(Environment)}:
+            raise AttributeError(f"an Environment has no {name}")
+        return getattr(self._env, name)
+
+
+def test_a_run_asks_of_an_environment_only_what_is_promised(tmp_path, monkeypatch):
+    make = build.make_env
+    for module in (build, dreamer):
+        monkeypatch.setattr(module, "make_env", lambda *args, **kw: Bare(make(*args, **kw)))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        run(tmp_path, "--probe.envs", "4")
+    assert (tmp_path / "moment.pt").exists()
+    run(tmp_path, "--probe.envs", "4", "--steps", "320")
+    assert {"eval_return", "image_loss"} <= metrics(tmp_path)[-1].keys()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

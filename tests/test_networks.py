@@ -229,7 +229,7 @@ def single(actors, agent, size):
     """A team of one with the weights of one agent of the stack."""
     own = Actors(9, (size,), actors.discrete, units=8, layers=2)
     outputs = torch.arange(size)
-    if not actors.discrete:  # means, then log-widths
+    if not actors.discrete:  # means, then widths
         outputs = torch.cat([outputs, actors.mask.shape[1] + outputs])
     state = {}
     for name, value in actors.state_dict().items():

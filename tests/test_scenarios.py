@@ -123,7 +123,7 @@ def test_rewards_that_are_only_different_are_not_opposed(name):
 def test_a_team_reward_of_opposed_rewards_is_refused_unless_forced():
     before = torch.get_rng_state()
     for mode in ("mean", "sum"):
-        with pytest.raises(UserError, match=r"adversary_0 .*agent_0 .*--reward agent") as error:
+        with pytest.raises(UserError, match=r"agent0 costs agent3 in .*--reward agent") as error:
             check_reward(load("vmas_simple_tag", "--reward", mode))
         assert "\n" not in str(error.value)
     check_reward(load("vmas_simple_tag", "--reward", "agent"))

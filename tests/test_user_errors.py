@@ -8,6 +8,8 @@ import torch
 
 import dreamer
 from checkpoint import sole_writer
+from config import read_yaml
+from models import Dreamer
 from tests.test_resume import run
 from tools import UserError
 
@@ -122,6 +124,21 @@ def test_a_new_run_starts_from_the_weights_of_another(trained, tmp_path):
     one, two = (torch.load(d / "latest.pt", weights_only=True) for d in (trained, tmp_path / "new"))
     assert two["step"] == 8 and two["updates"] == 0
     assert all(torch.equal(value, two["dreamer"][key]) for key, value in one["dreamer"].items())
+    for more in ((), flags):  # where it began stays known, so that either command resumes it
+        run(tmp_path / "new", *FEW, *more, "--steps", "16", "--seed", "7")
+        assert read_yaml(tmp_path / "new" / "config.yaml")["from_checkpoint"] == flags[1]
+
+
+def test_a_replay_too_large_for_the_memory_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--dataset_size 100000000000: too many rows for the mem"):
+        run(tmp_path / "new", *FEW, "--dataset_size", "100_000_000_000")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_team_is_played_without_compiling(copied, monkeypatch, capsys):
+    monkeypatch.setattr(Dreamer, "compile_steps", lambda dreamer: pytest.fail("compiles"))
+    dreamer.main(["--eval_only", "true", "--logdir", str(copied), "--compile", "true"])
+    assert "eval_return_mean" in capsys.readouterr().out
 
 
 def test_weights_of_another_are_for_new_runs_alone(trained, copied):
