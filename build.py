@@ -14,7 +14,8 @@ from tools import UserError
 
 # What a trained team cannot be played without, as its networks are made for that.
 NETWORKS = (
-    *("task", "discrete", "reward", "image_size", "mlp_keys", "cnn_keys", "predict_keys"),
+    *("task", "discrete", "reward", "reward_norm"),
+    *("image_size", "mlp_keys", "cnn_keys", "predict_keys"),
     *("units", "layers", "head_layers", "norm", "cnn_depth", "cnn_points"),
     *("rssm", "probe.depth"),
 )
@@ -218,7 +219,8 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
     if config.probe.envs and not world.decoder.image:
         size, points = config.image_size, config.cnn_points
         probe = ImageProbe(world.feat, size, config.probe.depth, points, config.units)
-    dreamer = Dreamer(world, behavior, probe, config.reward, config.loss_scales.as_dict())
+    scales = config.loss_scales.as_dict()
+    dreamer = Dreamer(world, behavior, probe, config.reward, scales, config.reward_norm)
     return dreamer.to(env.device)
 
 

@@ -78,6 +78,26 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+class RewardScale(nn.Module):
+    """The root mean square of the rewards that are learned, averaged over updates, in a buffer."""
+
+    SLOWEST = 1e-3  # share of the newest batch in the average, once many have been seen
+    LEAST = 1e-6
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("square", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, reward: Tensor) -> Tensor:
+        """Take in replayed rewards (..., R), and give the scale (0-d), never below `LEAST`."""
+        rows = concatenate(reward.flatten(0, -2))
+        self.count += 1
+        self.square.lerp_(rows.square().mean(), (1 / self.count).clamp(min=self.SLOWEST))
+        return self.square.sqrt().clamp(min=self.LEAST)
+
+
 class WorldModel(nn.Module):
     """Encoder, RSSM and the heads that predict observations, rewards and continuation.
 
@@ -318,9 +338,8 @@ class ImagBehavior(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses (M, H) and metrics of one imagined rollout from replayed states (B, T, ...)."""
         start, alive = self._choose_starts(state, is_terminal)
-        own = self.critic.shape[0] > 1
-        learner = self._learners(len(alive)) if own else None
-        through_model = self.imag_gradient == "dynamics"
+        own, through_model = self.critic.shape[0] > 1, self.imag_gradient == "dynamics"
+        learner = self._learners(len(alive)) if own and through_model else None
         with frozen(world, self.critic), torch.set_grad_enabled(through_model):
             feat, action, entropy = self.imagine(world, start, learner)
             reward = world.reward(feat).mean
@@ -416,10 +435,12 @@ class Dreamer(nn.Module):
         probe: ImageProbe | None,
         reward: str,
         loss_scales: dict[str, float],
+        reward_norm: bool = False,
     ):
         super().__init__()
         self.world, self.behavior, self.probe = world, behavior, probe
         self.reward, self.loss_scales = reward, loss_scales
+        self.reward_scale = RewardScale() if reward_norm else None
 
     @property
     def device(self) -> torch.device:
@@ -460,6 +481,8 @@ class Dreamer(nn.Module):
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         self.world.update_scales(batch)
         reward = combine_rewards(batch["reward"], self.reward)
+        scale = self.reward_scale.update(reward) if self.reward_scale else reward.new_ones(())
+        reward = reward / scale
         losses, state, feat, metrics = self.world.loss(batch, reward)
         model_losses = list(losses)
         losses["repval"] = self.behavior.replay_loss(
@@ -475,6 +498,8 @@ class Dreamer(nn.Module):
         scaled = {name: self.loss_scales[name] * mean for name, mean in means.items()}
         metrics |= more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
         metrics["model_loss"] = sum(scaled[name].detach() for name in model_losses)
+        if self.reward_scale:
+            metrics["reward_rms"] = scale
         state = tuple(part.detach() for part in state)
         return sum(scaled.values()), state, metrics
 

@@ -18,6 +18,7 @@ from models import (
     Dreamer,
     ImageProbe,
     ReturnScale,
+    RewardScale,
     combine_rewards,
     frozen,
     kl_losses,
@@ -122,6 +123,37 @@ def test_return_scale_against_numpy():
         np.testing.assert_allclose(given, np.maximum(1.0, high - low), rtol=1e-3)
     assert given[0] > 20 and given[1] == 1.0
     assert set(scale.state_dict()) == {"low", "high"}
+
+
+def test_reward_scale_is_the_root_mean_square_of_all_rewards_then_follows_slowly():
+    scale, seen = RewardScale(), []
+    for _ in range(10):
+        seen.append(3.0 + torch.randn(4, 6, 2))
+        given = scale.update(seen[-1])
+    assert given.item() == pytest.approx(torch.stack(seen).square().mean().sqrt().item(), rel=1e-5)
+    scale.count.fill_(1e6)
+    given = scale.update(torch.full((4, 6, 2), 100.0))
+    expected = (torch.stack(seen).square().mean() * 0.999 + 0.001 * 100.0**2).sqrt()
+    assert given.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert RewardScale().update(torch.zeros(4, 6, 2)) > 0  # nothing was paid yet
+
+
+@pytest.mark.parametrize("reward", ["mean", "agent"])
+def test_normalised_rewards_are_learned_alike_whatever_their_unit(reward, make_dreamer, make_batch):
+    """And not if they are learned as they are."""
+    dreamer = make_dreamer(reward)
+    batch = make_batch(dreamer.world)
+    learned = {}
+    for norm in (True, False):
+        for unit in (1.0, 1e-3):
+            twin = copy.deepcopy(dreamer)
+            twin.reward_scale = RewardScale() if norm else None
+            torch.manual_seed(1)
+            loss, _, metrics = twin.losses(batch | {"reward": unit * batch["reward"]})
+            learned[norm, unit] = loss.item(), metrics["reward_loss"].item()
+            assert ("reward_rms" in metrics) == norm
+    assert learned[True, 1.0] == pytest.approx(learned[True, 1e-3], rel=1e-5)
+    assert learned[False, 1.0] != pytest.approx(learned[False, 1e-3], rel=1e-2)
 
 
 def test_combine_rewards():
@@ -283,6 +315,8 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
     torch.manual_seed(1)
     losses, _ = behavior.loss(world, state, ends)
     torch.manual_seed(1)
+    dealt = gradient == "dynamics" and reward == "agent"
+    whose = behavior._learners(6).long().argmax(-1) if dealt else [0] * 6
     with torch.no_grad():
         feat, action, entropy = behavior.imagine(world, [part.flatten(0, 1) for part in state])
         rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
@@ -305,8 +339,8 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
                 advantage = (returns[m, t] - values[m, t]) / scales
                 if gradient == "reinforce":
                     gain = (log_prob[m, t] * advantage).sum()
-                else:  # in turn, each start is one agent's
-                    gain = scaled[m % 2] * 2 if count == 2 else scaled[0]
+                else:  # with rewards of their own, each start is one agent's
+                    gain = scaled[whose[m]] * count
                 assert losses["actor"][m, t].item() == pytest.approx(
                     -float(weight * (gain + bonus)), abs=2e-4
                 )
@@ -316,6 +350,13 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
                 assert losses["value"][m, t].item() == pytest.approx(
                     float(weight * value.mean()), abs=1e-3
                 )
+
+
+def test_starts_are_dealt_out_at_random_as_many_to_each_agent(make_behavior):
+    behavior = make_behavior(8, rewards=2)
+    dealt = torch.stack([behavior._learners(10) for _ in range(200)])
+    assert (dealt.sum(-1) == 1).all() and (dealt.sum(1) == 5).all()
+    assert (dealt.float().mean(0) - 0.5).abs().max() < 0.2  # no place is one agent's
 
 
 def test_replay_loss_against_brute_force_at_seams(make_dreamer):
