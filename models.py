@@ -119,11 +119,11 @@ class WorldModel(nn.Module):
         blocks: int,
         unimix: float,
         kl_free: float,
-        sharpness: float = 1.0,
-        head_layers: int = 1,
-        norm: bool = True,
+        sharpness: float,
+        head_layers: int,
+        norm: bool,
+        cnn_points: int,
         predicted_shapes: dict[str, tuple[int, ...]] | None = None,
-        cnn_points: int = 0,
     ):
         super().__init__()
         self.kl_free = kl_free
@@ -366,13 +366,15 @@ class ImagBehavior(nn.Module):
             "actor": -weight * (objective + self.entropy * entropy.sum(-1)),
             "value": weight * self._critic_loss(self.critic(feat), feat, returns),
         }
+        # Of the real actions: padding is always within.
+        beyond = (action.detach().abs() > 1).float().sum((-2, -1)) / self.actors.mask.sum()
         metrics = {
             "imag_reward": reward.detach().mean(),
             "imag_return": returns.detach().mean(),
             "value_mean": value.detach().mean(),
             "return_scale": scale.mean(),
             "actor_entropy": entropy.detach().mean(),
-            "action_saturation": (action.detach().abs() > 1).float().mean(),
+            "action_saturation": beyond.mean(),
         }
         for agent, mean in enumerate(entropy.detach().mean((0, 1)).unbind()):
             metrics[f"agent{agent}_actor_entropy"] = mean

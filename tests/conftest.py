@@ -74,7 +74,8 @@ def make_world():
     def make(**changes) -> WorldModel:
         shapes = {"agent0": (3,), "agent1": (2,)}
         sizes = {"deter": 16, "stoch": 3, "classes": 4, "units": 12, "layers": 1, "cnn_depth": 2}
-        rest = {"blocks": 2, "unimix": 0.01, "kl_free": 0.0}
+        rest = {"blocks": 2, "unimix": 0.01, "kl_free": 0.0, "sharpness": 1.0}
+        rest |= {"head_layers": 2, "norm": False, "cnn_points": 0}
         head = {"obs_shapes": shapes, "action_shape": (2, 2), "rewards": 1}
         return WorldModel(**{**head, **sizes, **rest, **changes})
 

@@ -192,13 +192,13 @@ def beliefs(world, batch):
 
 
 def test_both_halves_of_the_kl_have_free_nats_and_its_metric_has_none(make_world, make_batch):
-    world = make_world()
+    world = make_world(norm=True)
     batch = make_batch(world)
     torch.manual_seed(1)
     kl = beliefs(world, batch)[2].detach()
     free = kl.median().item()
     assert (kl < free - 0.01).any() and (kl > free + 0.01).any()
-    generous = make_world(kl_free=free)
+    generous = make_world(kl_free=free, norm=True)
     generous.load_state_dict(world.state_dict())
     torch.manual_seed(1)
     losses, *_, metrics = generous.loss(batch, batch["reward"].mean(-1, keepdim=True))

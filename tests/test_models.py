@@ -352,6 +352,14 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
                 )
 
 
+def test_saturation_is_the_share_of_real_actions_beyond_their_bounds(make_dreamer):
+    dreamer = make_dreamer(min_std=1e3, max_std=1e3)  # of widths 1 and 2, and hardly ever within
+    _, metrics = dreamer.behavior.loss(
+        dreamer.world, states(dreamer.world), torch.zeros(2, 3, dtype=torch.bool)
+    )
+    assert metrics["action_saturation"] > 0.9
+
+
 def test_starts_are_dealt_out_at_random_as_many_to_each_agent(make_behavior):
     behavior = make_behavior(8, rewards=2)
     dealt = torch.stack([behavior._learners(10) for _ in range(200)])
