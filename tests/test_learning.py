@@ -40,7 +40,8 @@ def test_world_model_overfits_one_batch_of_vectors(make_world, make_batch):
 
 def test_world_model_overfits_one_batch_of_images(make_world, make_batch):
     """A square in another place and colour on each: noise would not fit through so few channels."""
-    world = make_world(obs_shapes={"image": (16, 16, 3)}, deter=32, units=32, cnn_depth=4)
+    sizes = {"deter": 32, "units": 32, "cnn_depth": 4, "norm": True}
+    world = make_world(obs_shapes={"image": (16, 16, 3)}, **sizes)
     batch = make_batch(world, batch=2, time=3, image=(16, 16, 3))
     batch["image"].fill_(255)
     for index, image in enumerate(batch["image"].flatten(0, 1)):
