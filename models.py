@@ -17,7 +17,7 @@ from distributions import Histogram
 from latents import Normals, OneHots
 from layers import Linear
 from networks import RSSM, Actors, Head, TeamHead
-from observations import MultiDecoder, MultiEncoder, make_image_decoder
+from observations import MultiDecoder, MultiEncoder, make_image_decoder, newest_share
 
 State = tuple[Tensor, Tensor]
 
@@ -81,7 +81,6 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 class RewardScale(nn.Module):
     """The root mean square of the rewards that are learned, averaged over updates, in a buffer."""
 
-    SLOWEST = 1e-3  # share of the newest batch in the average, once many have been seen
     LEAST = 1e-6
 
     def __init__(self):
@@ -93,8 +92,7 @@ class RewardScale(nn.Module):
     def update(self, reward: Tensor) -> Tensor:
         """Take in replayed rewards (..., R), and give the scale (0-d), never below `LEAST`."""
         rows = concatenate(reward.flatten(0, -2))
-        self.count += 1
-        self.square.lerp_(rows.square().mean(), (1 / self.count).clamp(min=self.SLOWEST))
+        self.square.lerp_(rows.square().mean(), newest_share(self.count))
         return self.square.sqrt().clamp(min=self.LEAST)
 
 
@@ -483,8 +481,10 @@ class Dreamer(nn.Module):
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         self.world.update_scales(batch)
         reward = combine_rewards(batch["reward"], self.reward)
-        scale = self.reward_scale.update(reward) if self.reward_scale else reward.new_ones(())
-        reward = reward / scale
+        units = {}
+        if self.reward_scale:
+            units["reward_rms"] = self.reward_scale.update(reward)
+            reward = reward / units["reward_rms"]
         losses, state, feat, metrics = self.world.loss(batch, reward)
         model_losses = list(losses)
         losses["repval"] = self.behavior.replay_loss(
@@ -498,10 +498,8 @@ class Dreamer(nn.Module):
             raise KeyError(f"loss_scales gives no weight for {', '.join(sorted(strange))}")
         means = {name: loss.mean() for name, loss in losses.items()}
         scaled = {name: self.loss_scales[name] * mean for name, mean in means.items()}
-        metrics |= more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
+        metrics |= units | more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
         metrics["model_loss"] = sum(scaled[name].detach() for name in model_losses)
-        if self.reward_scale:
-            metrics["reward_rms"] = scale
         state = tuple(part.detach() for part in state)
         return sum(scaled.values()), state, metrics
 

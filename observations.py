@@ -146,6 +146,12 @@ class KeypointDecoder(nn.Module):
         return torch.exp(-((self.spots - place) / self.width.exp()).square() / 2)
 
 
+def newest_share(count: Tensor, slowest: float = 1e-3) -> Tensor:
+    """Count one more batch, in place; its share (0-d) in an average of all that follows slowly."""
+    count += 1
+    return (1 / count).clamp(min=slowest)
+
+
 class Standard(nn.Module):
     """Vectors of observations, head to tail (..., outputs), after symlog and on one footing: about
     mean 0 and deviation 1 each number. Takes those that `sizes` maps to their widths.
@@ -156,7 +162,6 @@ class Standard(nn.Module):
     """
 
     FINEST = 0.05  # deviations below it count as this much: not every trifle is worth predicting
-    SLOWEST = 1e-3  # share of the newest rows in the averages, once many have been seen
 
     def __init__(self, sizes: dict[str, int]):
         super().__init__()
@@ -169,8 +174,7 @@ class Standard(nn.Module):
     def update(self, obs: dict[str, Tensor]) -> None:
         """Take in how large observed vectors are."""
         rows = concatenate(self._join(obs).flatten(0, -2))
-        self.count += 1
-        rate = (1 / self.count).clamp(min=self.SLOWEST)
+        rate = newest_share(self.count)
         self.mean.lerp_(rows.mean(0), rate)
         self.square.lerp_(rows.square().mean(0), rate)
 

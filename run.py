@@ -65,8 +65,8 @@ class Run:
 
         If the run was `stopped` before its end and has one rank, all goes in that it holds now.
         """
-        state, exact = self._state(), stopped and distributed.ranks() == 1
-        moment = self._moment() if exact else None
+        state = self._state()
+        moment = self._moment() if stopped and distributed.ranks() == 1 else None
         if self.first:
             self.checkpoints.save(state, moment, self.recorder.rings)
 
@@ -129,8 +129,10 @@ class Run:
 
         None if there is none, or its episodes and replay are not those of this run any more.
         """
+        if saved["random"][0]["env"]["device"] != self.env.device.type:
+            return None
         moment = self.checkpoints.load_moment(saved, self.env.device)
-        if not moment or saved["random"][0]["env"]["device"] != self.env.device.type:
+        if moment is None:
             return None
         try:
             check_compatible(moment["settings"], self.config, EXACT)
