@@ -32,7 +32,7 @@ from latents import LATENTS
 from learner import Learner
 from models import Dreamer
 from replay import Replay
-from rollout import play_episodes, summarise
+from rollout import Episodes, play_episodes, summarise
 from run import Run
 from tools import GracefulExit, Logger, UserError, replacing, resolve_device
 
@@ -103,15 +103,14 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
 
 def play(
     config: Config, dreamer: Dreamer, size: int, copies: int, keep: Callable[[Rows], None]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Episodes, Tensor]:
     """Play `eval_episode_num` episodes with the actors' modes, in scenes of their own.
 
-    Random states outside are left as they were. Returns the agents' returns (episodes, N),
-    lengths (episodes,) and frames (T, copies, size, size, 3) of some copies of the first round, as
-    many as a gif shows; `keep` gets all rows of it.
+    Random states outside are left as they were. Returns them, and frames (T, copies, size, size,
+    3) of some copies of the first round, as many as a gif shows; `keep` gets all rows of it.
     """
-    seed, episodes, frames = EVAL_SEED + config.seed, config.eval_episode_num, []
-    env = make_env(config, dreamer.device, min(config.eval_envs, episodes), seed)
+    seed, count, frames = EVAL_SEED + config.seed, config.eval_episode_num, []
+    env = make_env(config, dreamer.device, min(config.eval_envs, count), seed)
 
     def watch(rows: Rows) -> None:
         if len(frames) < GIF_FRAMES:
@@ -119,8 +118,8 @@ def play(
         keep(rows)
 
     with draws_of_its_own(dreamer.device, seed + EVAL_DRAWS):
-        returns, lengths = play_episodes(env, dreamer, episodes, watch)
-    return returns, lengths, torch.stack(frames)
+        episodes = play_episodes(env, dreamer, count, watch)
+    return episodes, torch.stack(frames)
 
 
 @contextmanager
@@ -144,9 +143,9 @@ def evaluate(config: Config, dreamer: Dreamer, folder: Path, logger: Logger) -> 
             recorded = EpisodeFolder(folder, few * config.time_limit, spaces)
         recorded.add(some)
 
-    returns, lengths, frames = play(config, dreamer, 128, few, keep)
+    episodes, frames = play(config, dreamer, 128, few, keep)
     recorded.close()
-    logger.scalars(summarise(returns, lengths, "eval"))
+    logger.scalars(summarise(episodes, "eval"))
     logger.video("eval_policy", tile(frames, columns=few))
 
 
@@ -162,19 +161,19 @@ def show_predictions(pictures: Replay, dreamer: Dreamer, logger: Logger) -> None
 
 def evaluate_run(config: Config, dreamer: Dreamer, logdir: Path) -> None:
     """Play, write `eval.gif`, and print a line of JSON."""
-    returns, lengths, frames = play(config, dreamer, 256, 4, lambda rows: None)
+    episodes, frames = play(config, dreamer, 256, 4, lambda rows: None)
     with replacing(logdir / "eval.gif") as file:
         file.write(encode_gif(tile(frames, columns=2), fps=20))
-    team = returns.mean(-1)
+    team = episodes.returns.mean(-1)
     error = team.std().item() / len(team) ** 0.5 if len(team) > 1 else None
     figures = {
         "eval_return_mean": team.mean().item(),
         "eval_return_ci95": error and 1.96 * error,
-        "eval_length_mean": lengths.mean().item(),
+        "eval_length_mean": episodes.lengths.mean().item(),
         "episodes": len(team),
     }
-    each = summarise(returns, lengths, "eval")
-    figures |= {key: value for key, value in each.items() if "agent" in key}
+    more = summarise(episodes, "eval")
+    figures |= {key: more[key] for key in more if key not in ("eval_return", "eval_length")}
     print(json.dumps(figures))
 
 

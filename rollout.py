@@ -1,8 +1,10 @@
 """A team at play: acting in a batch of environments, and the tally of its episodes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +56,17 @@ class Player:
             self.action, self.state = state["action"], state["state"]
 
 
+class Episodes(NamedTuple):
+    """What came of whole episodes: returns (episodes, N), lengths (episodes,) in actions.
+
+    `info` is what an environment tells of agents, by name, as means over the steps (episodes, N).
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    info: Mapping[str, Tensor] = MappingProxyType({})
+
+
 class Tally:
     """Returns and lengths of the episodes that end, kept on the device until asked for.
 
@@ -78,11 +91,11 @@ class Tally:
         """Go on from what `state_dict` returned."""
         self.now, self.ended = state["now"], state["ended"]
 
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Returns (episodes, N) and lengths (episodes,) of the episodes ended since last asked."""
+    def take(self) -> Episodes:
+        """The episodes that have ended since last asked."""
         totals = torch.cat([self.now[:0], *(now[last] for now, last in self.ended)])
         self.ended.clear()
-        return totals[:, :-1], totals[:, -1]
+        return Episodes(totals[:, :-1], totals[:, -1])
 
 
 class Meter:
@@ -100,7 +113,7 @@ class Meter:
         steps, updates, seconds = (b - a for a, b in zip(self.last, now, strict=True))
         self.last = now
         return {
-            **summarise(*self.tally.take(), "train"),
+            **summarise(self.tally.take(), "train"),
             "fps": steps / seconds,
             "updates_per_second": updates / seconds,
             "train_ratio": updates * self.replayed / max(steps, 1),
@@ -120,15 +133,16 @@ class Meter:
         self.last = step, updates, time.monotonic() - seconds
 
 
-def summarise(returns: Tensor, lengths: Tensor, prefix: str) -> dict[str, float]:
-    """Metrics of episodes: their mean return and length, and each agent's if they differ."""
-    if not len(returns):
+def summarise(episodes: Episodes, prefix: str) -> dict[str, float]:
+    """Metrics of episodes: means of return and length, each agent's if they differ, and of info."""
+    if not len(episodes.lengths):
         return {}
-    agents = returns.mean(0)
-    metrics = {f"{prefix}_return": agents.mean().item(), f"{prefix}_length": lengths.mean().item()}
+    agents, length = episodes.returns.mean(0), episodes.lengths.mean().item()
+    metrics = {f"{prefix}_return": agents.mean().item(), f"{prefix}_length": length}
     if (agents - agents[0]).abs().max() > 1e-4:
         metrics |= {f"{prefix}_return_agent{i}": v for i, v in enumerate(agents.tolist())}
-    return metrics
+    info = episodes.info.items()
+    return metrics | {f"{prefix}_info/{name}": value.nanmean().item() for name, value in info}
 
 
 def play_episodes(
@@ -137,20 +151,23 @@ def play_episodes(
     episodes: int | None = None,
     keep: Callable[[dict[str, Tensor]], None] = lambda rows: None,
     at_random: Sequence[int] = (),
-) -> tuple[Tensor, Tensor]:
+) -> Episodes:
     """Play whole episodes with the actors' modes: by default one in each copy.
 
     Rounds of one episode a copy follow each other, and each begins with a reset of all, as some
     scenarios draw what all copies share only then. Agents `at_random` play uniform actions; `keep`
-    is shown every row of the first round. Returns the agents' returns (episodes, N) and the
-    episodes' lengths (episodes,).
+    is shown every row of the first round.
     """
     episodes = episodes or env.num_envs
     rounds = [_play_round(env, dreamer, keep, at_random)]
     while len(rounds) * env.num_envs < episodes:
         rounds.append(_play_round(env, dreamer, lambda rows: None, at_random))
-    totals = torch.cat(rounds)[:episodes]
-    return totals[:, :-1], totals[:, -1]
+    names = [name for name in rounds[0].info if all(name in played.info for played in rounds)]
+    return Episodes(
+        torch.cat([played.returns for played in rounds])[:episodes],
+        torch.cat([played.lengths for played in rounds])[:episodes],
+        {name: torch.cat([played.info[name] for played in rounds])[:episodes] for name in names},
+    )
 
 
 def _play_round(
@@ -158,12 +175,12 @@ def _play_round(
     dreamer: Dreamer,
     keep: Callable[[dict[str, Tensor]], None],
     at_random: Sequence[int],
-) -> Tensor:
-    """Returns and length (B, N + 1) of one whole episode in each copy."""
+) -> Episodes:
+    """One whole episode in each copy."""
     player = Player(env, dreamer, explore=False)
     tally = Tally(env.num_envs, env.n_agents, dreamer.device)
     playing = torch.ones(env.num_envs, dtype=torch.bool, device=dreamer.device)
-    totals = torch.zeros_like(tally.now)
+    totals, info = torch.zeros_like(tally.now), {}
     while playing.any():
         rows = player.step()
         if at_random:  # the model is told what they really did: the next row comes with it
@@ -171,5 +188,9 @@ def _play_round(
         keep(rows)
         tally.add(rows)
         totals = torch.where(playing.unsqueeze(-1), tally.now, totals)
+        counts = (playing & ~rows["is_first"]).unsqueeze(-1)
+        for name, value in env.info.items():
+            info[name] = info.get(name, 0) + torch.where(counts, value, 0)
         playing &= ~rows["is_last"]
-    return totals
+    returns, lengths = totals[:, :-1], totals[:, -1]
+    return Episodes(returns, lengths, {name: info[name] / lengths.unsqueeze(-1) for name in info})

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     for acting in [[], *sides, everyone]:
         torch.manual_seed(config.seed)
         others = [agent for agent in everyone if agent not in acting]
-        returns, _ = play_episodes(env, learner.dreamer, args.episodes, at_random=others)
+        returns = play_episodes(env, learner.dreamer, args.episodes, at_random=others).returns
         names = ", ".join(map(str, acting)) or "none"
         print(f"| {names} |", " | ".join(f"{value:.1f}" for value in returns.mean(0).tolist()), "|")
 

@@ -23,6 +23,14 @@ class Environment(Protocol):
     image_size: int | None
 
     @property
+    def info(self) -> dict[str, Tensor]:
+        """What the task tells of the last step and nobody learns from, by name: (B, N).
+
+        NaN for an agent of which it tells nothing.
+        """
+        ...
+
+    @property
     def ended(self) -> bool:
         """Whether the last rows end an episode in any copy, known without asking the device."""
         ...

@@ -135,6 +135,7 @@ class Vmas:
         self._length = self._draw_length()  # steps after which all copies are reset again
         self._is_last = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._ended = list(range(num_envs))  # the same on the host: copies to reset next
+        self._infos: list[dict] = []  # what the scenario said of each agent at the last step
 
     def reset(self) -> dict[str, Tensor]:
         """Begin an episode in every copy and return the first rows."""
@@ -145,7 +146,7 @@ class Vmas:
         row["is_first"] = torch.ones_like(row["is_first"])
         if self.image_size:
             row["image"] = self.render()
-        self._is_last, self._ended = row["is_last"], []
+        self._is_last, self._ended, self._infos = row["is_last"], [], []
         return row
 
     @torch.no_grad()
@@ -195,6 +196,24 @@ class Vmas:
         """Draw the current scenes as (B, h, w, 3) uint8; see `envs.render.render`."""
         size = size or self.image_size or 64
         return render(self.simulator, size, copies, follow, self._shades, legible)
+
+    @property
+    def info(self) -> dict[str, Tensor]:
+        """What the scenario's `info` gave in the last simulator step, by name: (B, N) float32.
+
+        NaN for an agent that gave none. What is not one number a copy is left out.
+        """
+        numbers = {
+            (name, agent): value.reshape(self.num_envs).float()
+            for agent, info in enumerate(self._infos)
+            for name, value in info.items()
+            if isinstance(value, Tensor) and value.numel() == self.num_envs
+        }
+        none = torch.full((self.num_envs,), torch.nan, device=self.device)
+        return {
+            name: torch.stack([numbers.get((name, i), none) for i in range(self.n_agents)], -1)
+            for name in dict.fromkeys(name for name, _ in numbers)
+        }
 
     @property
     def ended(self) -> bool:
@@ -326,7 +345,7 @@ class Vmas:
     def _simulate(self, actions: list[Tensor]) -> dict[str, Tensor]:
         """Advance the simulator by one step; what the row says about it, image aside."""
         with self._at_work():
-            observations, rewards, terminated, truncated, _ = self.simulator.step(actions)
+            observations, rewards, terminated, truncated, self._infos = self.simulator.step(actions)
         self._steps += 1
         terminal = terminated.reshape(self.num_envs).bool()
         truncated = truncated | self._all_end()

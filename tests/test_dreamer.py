@@ -173,9 +173,9 @@ def test_evaluation_repeats_itself_and_changes_no_random_state(finished, capsys)
         team = dreamer.make_dreamer(config, env)
         team.load_state_dict(torch.load(finished / "latest.pt", weights_only=True)["dreamer"])
         before = torch.get_rng_state()
-        returns, _, _ = dreamer.play(config, team, 64, 1, lambda rows: None)
+        episodes, _ = dreamer.play(config, team, 64, 1, lambda rows: None)
         assert torch.equal(torch.get_rng_state(), before)
-        lines.append(returns)
+        lines.append(episodes.returns)
     assert torch.equal(*lines)
 
 
@@ -281,6 +281,8 @@ def test_an_agent_can_learn_from_its_own_return_and_discrete_actions(tmp_path, c
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     each = [figures[f"eval_return_agent{i}"] for i in range(4)]
     assert figures["eval_return_mean"] == pytest.approx(sum(each) / 4)
+    told = {"eval_info/pos_rew", "eval_info/final_rew", "eval_info/agent_collisions"}
+    assert told <= figures.keys() and told <= set().union(*metrics(tmp_path))
 
 
 def test_training_episodes_can_begin_anew_before_the_time_limit(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import Dreamer
-from rollout import Player, Tally, play_episodes, summarise
+from rollout import Episodes, Player, Tally, play_episodes, summarise
 
 LENGTHS = (3, 1, 5)  # steps of each copy's episodes
 
@@ -12,7 +12,8 @@ LENGTHS = (3, 1, 5)  # steps of each copy's episodes
 class Countdown:
     """Three copies of two agents whose episodes end after their own number of steps.
 
-    The observation is the copy and the step; agent i is paid (i + 1) * (copy + 1) + step / 10.
+    The observation is the copy and the step; agent i is paid (i + 1) * (copy + 1) + step / 10. The
+    step is told of the second agent alone, and of any only after the first reset.
     """
 
     num_envs, n_agents, action_width = 3, 2, 2
@@ -43,6 +44,11 @@ class Countdown:
         first = self.steps == self.lengths
         self.steps = torch.where(first, 0, self.steps + 1)
         return self.rows(first)
+
+    @property
+    def info(self):
+        step = self.steps.float()
+        return {"step": torch.stack([step * torch.nan, step], -1)} if self.actions else {}
 
     def random_action(self):
         self.drawn.append(2 * torch.rand(3, 2, 2) - 1)
@@ -134,7 +140,7 @@ def test_tally_against_a_plain_loop():
     for time, row in enumerate(rows):
         tally.add(row)
         if time in (0, 4, 5, 22):  # episodes go on from one report to the next
-            returns, lengths = tally.take()
+            returns, lengths, _ = tally.take()
             assert returns.shape == (len(lengths), 2)
             taken += [(*r, n) for r, n in zip(returns.tolist(), lengths.tolist(), strict=True)]
     expected = [episode for copy in range(3) for episode in episodes(rows, copy)]
@@ -145,26 +151,28 @@ def test_tally_against_a_plain_loop():
 
 def test_tally_of_nothing_is_empty():
     tally = Tally(3, 2, torch.device("cpu"))
-    returns, lengths = tally.take()  # as when learning from recorded episodes alone
+    returns, lengths, _ = tally.take()  # as when learning from recorded episodes alone
     assert returns.shape == (0, 2) and lengths.shape == (0,)
     tally.add(record(1)[0])
     for _ in range(2):
-        returns, lengths = tally.take()
+        returns, lengths, _ = tally.take()
         assert returns.shape == (0, 2) and lengths.shape == (0,)
 
 
 def test_summary_is_the_mean_over_agents_and_names_them_where_they_differ():
     returns, lengths = torch.tensor([[1.0, 3.0], [2.0, 6.0]]), torch.tensor([10.0, 15.0])
-    summary = summarise(returns, lengths, "eval")
+    info = {"hits": torch.tensor([[1.0, torch.nan], [2.0, torch.nan]])}
+    summary = summarise(Episodes(returns, lengths, info), "eval")
     assert summary == {
         "eval_return": 3.0,
         "eval_length": 12.5,
         "eval_return_agent0": 1.5,
         "eval_return_agent1": 4.5,
+        "eval_info/hits": 1.5,
     }
-    same = summarise(torch.tensor([[2.0, 2.0]]), torch.tensor([7.0]), "train")
+    same = summarise(Episodes(torch.tensor([[2.0, 2.0]]), torch.tensor([7.0])), "train")
     assert same == {"train_return": 2.0, "train_length": 7.0}
-    assert summarise(torch.zeros(0, 2), torch.zeros(0), "train") == {}
+    assert summarise(Episodes(torch.zeros(0, 2), torch.zeros(0)), "train") == {}
 
 
 # ---- episodes ------------------------------------------------------------------------------------
@@ -173,11 +181,13 @@ def test_summary_is_the_mean_over_agents_and_names_them_where_they_differ():
 @pytest.mark.parametrize("lengths", [LENGTHS, (4, 4, 4), (1, 9, 2)])
 def test_play_episodes_counts_exactly_one_whole_episode_of_each_copy(dreamer, lengths):
     kept = []
-    returns, steps = play_episodes(Countdown(lengths), dreamer, keep=kept.append)
+    returns, steps, info = play_episodes(Countdown(lengths), dreamer, keep=kept.append)
     assert len(kept) == max(lengths) + 1 and steps.tolist() == list(lengths)
     for copy in range(3):
         first = episodes(kept, copy)[0]
         assert (*returns[copy].tolist(), steps[copy].item()) == pytest.approx(first, rel=1e-5)
+    assert info["step"][:, 0].isnan().all()  # 1, 2, ..., of the second agent
+    assert info["step"][:, 1].tolist() == [(length + 1) / 2 for length in lengths]
     assert set(kept[0]) >= {"agent0", "reward", "is_first", "action", "deter", "stoch"}
 
 
@@ -187,7 +197,7 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         torch.manual_seed(seed)
         dreamer.behavior.actors.max_std = 10.0 * seed
         rows = []
-        returns, _ = play_episodes(Countdown((1, 1, 1)), dreamer, keep=rows.append)
+        returns = play_episodes(Countdown((1, 1, 1)), dreamer, keep=rows.append).returns
         assert not returns.requires_grad and not rows[-1]["action"].requires_grad
         feat = dreamer.world.features(dreamer.world.rssm.unpack(rows[0]))
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
@@ -197,10 +207,11 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
 
 def test_play_episodes_in_rounds_that_each_begin_with_a_reset(dreamer):
     env, kept = Countdown((3, 1, 5)), []
-    returns, lengths = play_episodes(env, dreamer, 7, keep=kept.append)
+    returns, lengths, info = play_episodes(env, dreamer, 7, keep=kept.append)
     assert env.resets == 3 and len(kept) == 6  # of the first round
     assert lengths.tolist() == [3, 1, 5, 3, 1, 5, 3]
     assert torch.equal(returns[3:6], returns[:3]) and torch.equal(returns[6], returns[0])
+    assert info["step"][:, 1].tolist() == [2, 1, 3, 2, 1, 3, 2]
 
 
 def test_some_agents_play_at_random(dreamer):
@@ -212,7 +223,7 @@ def test_some_agents_play_at_random(dreamer):
         return policy(rows, led_here, *rest, **options)
 
     dreamer.policy = heard
-    returns, _ = play_episodes(env, dreamer, at_random=[1])
+    returns = play_episodes(env, dreamer, at_random=[1]).returns
     expected = [[k * copy + t / 10 for t in range(1, 5) for k in (1, 2)] for copy in (1, 2, 3)]
     assert returns.flatten().tolist() == pytest.approx(
         [sum(paid[agent::2]) for paid in expected for agent in (0, 1)]

@@ -65,9 +65,10 @@ def test_every_scenario_trains(name, discrete, tmp_path):
     save_checkpoint(tmp_path / "latest.pt", learner.state_dict())
     restored = Learner(config, make_dreamer(config, env))
     restored.load_state_dict(load_checkpoint(tmp_path / "latest.pt", CPU))
-    returns, lengths = play_episodes(make_env(config, CPU, 2, seed=1), restored.dreamer)
-    assert returns.shape == (2, env.n_agents) and returns.isfinite().all()
-    assert (lengths <= 6).all() and lengths.min() > 0
+    played = play_episodes(make_env(config, CPU, 2, seed=1), restored.dreamer)
+    assert played.returns.shape == (2, env.n_agents) and played.returns.isfinite().all()
+    assert (played.lengths <= 6).all() and played.lengths.min() > 0
+    assert all(value.shape == (2, env.n_agents) for value in played.info.values())
 
 
 def test_scenario_names():

@@ -262,6 +262,35 @@ def test_a_step_before_the_first_reset_is_a_reset():
     assert_equal([env.step(env.random_action())], [other.reset()])
 
 
+@pytest.mark.parametrize("name", ["navigation", "road_traffic", "simple_spread"])
+def test_info_is_what_the_scenario_gave(name):
+    env, simulator = Vmas(name, 3, seed=4), make_env(name, 3)
+    simulator.reset(seed=4)
+    env.reset()
+    action = env.random_action()
+    assert env.info == {}
+    env.step(action)
+    *_, infos = simulator.step(plain_actions(simulator, action, discrete=False))
+    numbers = [key for key, value in infos[0].items() if value.shape in ((3,), (3, 1))]
+    assert list(env.info) == numbers and "pos" not in numbers  # which is two numbers a copy
+    for key in numbers:
+        given = torch.stack([info[key].reshape(3) for info in infos], -1).float()
+        assert torch.equal(env.info[key], given)
+    env.reset()
+    assert env.info == {}
+
+
+def test_info_of_some_agents(monkeypatch):
+    env = Vmas("simple_spread", 2)
+    told = [{}, {"a": torch.tensor([[1], [2]])}, {"b": {"c": torch.zeros(2)}}]
+    told = dict(zip(env.simulator.agents, told, strict=True))
+    monkeypatch.setattr(env.simulator.scenario, "info", told.get)
+    env.reset()
+    env.step(env.random_action())
+    assert env.info.keys() == {"a"}
+    assert env.info["a"].nan_to_num(-1).tolist() == [[-1, 1, -1], [-1, 2, -1]]
+
+
 def test_reset_in_the_middle_begins_everywhere(counting):
     env = Vmas(counting, 3, time_limit=5)
     run(env, draw_actions(env, 3))
