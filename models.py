@@ -19,7 +19,7 @@ from layers import Linear
 from networks import RSSM, Actors, Head, TeamHead
 from observations import MultiDecoder, MultiEncoder, make_image_decoder, newest_share
 
-State = tuple[Tensor, Tensor]
+State = tuple[Tensor, ...]  # deter, stoch; and an anchor, see `WorldModel.anchor`
 
 
 def lambda_return(
@@ -143,6 +143,7 @@ class WorldModel(nn.Module):
             shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
         )
         self.widths = list(self.decoder.sizes.values())
+        self.anchored = bool(self.widths) and self.decoder.sizes.keys() <= obs_shapes.keys()
         self.glimpse = None
         if self.encoder.image and self.widths:
             # Vectors are read off the embedding too: what an encoder of images is taught by way of
@@ -153,9 +154,28 @@ class WorldModel(nn.Module):
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
     def features(self, state: State) -> Tensor:
-        """(..., F): what heads, actors and critic see: a state and the vectors that it predicts."""
-        own = self.rssm.features(state)
-        return torch.cat([own, self.decoder.vectors(own)], -1)
+        """(..., F): what heads, actors and critic see: a state and the vectors that it predicts.
+
+        If the state has an anchor, that is added to the vectors.
+        """
+        own = self.rssm.features(state[:2])
+        return torch.cat([own, sum(state[2:], self.decoder.vectors(own))], -1)
+
+    @torch.no_grad()
+    def anchor(self, state: State, obs: dict[str, Tensor]) -> State:
+        """An inferred state with its anchor (..., V), if all vectors that it predicts are seen.
+
+        The anchor is what these lack to those seen. Most of that is the scene's and lasts: with it,
+        vectors of the next steps are several times as precise (benchmarks/README.md).
+        """
+        if not self.anchored:
+            return state
+        vectors = self.decoder.vectors(self.rssm.features(state))
+        return (*state, self.decoder.lack(vectors, obs))
+
+    def img_step(self, state: State, action: Tensor) -> State:
+        """Imagine the state that the joint action (B, N, A) leads to; its anchor is the same."""
+        return (*self.rssm.img_step(state[:2], action), *state[2:])
 
     def update_scales(self, batch: dict[str, Tensor]) -> None:
         """Take in how large the vectors of replayed sequences are."""
@@ -177,7 +197,7 @@ class WorldModel(nn.Module):
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor
     ) -> tuple[dict[str, Tensor], State, Tensor, dict[str, Tensor]]:
-        """Losses (B, T), inferred states, their features and metrics of replayed sequences.
+        """Losses (B, T), anchored states, their features and metrics of replayed sequences.
 
         `batch` holds rows (B, T, ...) and under `initial` the state before their first one;
         reward is (B, T, R).
@@ -192,12 +212,13 @@ class WorldModel(nn.Module):
         if self.glimpse:
             guesses["embed"] = self.glimpse(embed)
         losses = self.decoder.loss(own, guesses, batch)
+        lack = self.decoder.lack(vectors, batch)
+        anchor = (lack.detach(),) if self.anchored else ()
         # The heads' losses must not bend the predicted vectors away from what is observed.
-        feat = torch.cat([own, vectors.detach()], -1)
-        losses["reward"] = self.reward(feat).loss(reward).mean(-1)
-        losses["cont"] = F.binary_cross_entropy_with_logits(
-            self.cont(feat), (~batch["is_terminal"]).float(), reduction="none"
-        )
+        feat = torch.cat([own, sum(anchor, vectors.detach())], -1)
+        losses |= self._head_losses(feat, reward, batch["is_terminal"])
+        ahead = self.rssm.features((deter, latent.sample(prior)))
+        losses |= self._next_losses(ahead, lack, batch, reward)
         losses["dyn"], losses["rep"] = kl_losses(latent, post, prior, self.kl_free)
         post, prior = post.detach(), prior.detach()
         metrics = {
@@ -205,7 +226,33 @@ class WorldModel(nn.Module):
             "prior_ent": latent.entropy(prior).mean(),
             "post_ent": latent.entropy(post).mean(),
         }
-        return losses, (deter, stoch), feat, metrics
+        return losses, (deter, stoch, *anchor), feat, metrics
+
+    def _head_losses(self, feat: Tensor, reward: Tensor, is_terminal: Tensor) -> dict[str, Tensor]:
+        """Of the reward and continue heads (B, T), at features (B, T, F)."""
+        alive = (~is_terminal).float()
+        return {
+            "reward": self.reward(feat).loss(reward).mean(-1),
+            "cont": F.binary_cross_entropy_with_logits(self.cont(feat), alive, reduction="none"),
+        }
+
+    def _next_losses(
+        self, own: Tensor, lack: Tensor, batch: dict[str, Tensor], reward: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses (B, T) of states as they are predicted from the one before, 0 where none is.
+
+        Imagination goes through such states alone. Of vectors it is the change that counts: own
+        (B, T, .) are features of these states, lack (B, T, V) is what inferred states lack.
+        """
+        after = {key: batch[key][:, 1:] for key in (*self.decoder.sizes, "is_first", "is_terminal")}
+        own, lack = own[:, 1:], lack[:, :-1]
+        vectors = self.decoder.vectors(own)
+        seen = (vectors + lack if self.anchored else vectors).detach()
+        losses = self._head_losses(torch.cat([own, seen], -1), reward[:, 1:], after["is_terminal"])
+        if self.widths:
+            losses["vector"] = self.decoder.lack(vectors + lack, after).square().sum(-1)
+        follows = (~after["is_first"]).float()
+        return {f"next_{name}": F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
 
     @torch.no_grad()
     def open_loop(self, batch: dict[str, Tensor], observed: int = 5) -> Tensor:
@@ -328,7 +375,7 @@ class ImagBehavior(nn.Module):
         action = policy.sample()
         if learner is not None:
             action = torch.where(learner.unsqueeze(-1), action, action.detach())
-        state = world.rssm.img_step(state, action)
+        state = world.img_step(state, action)
         return state, world.features(state), action, policy.entropy()
 
     def loss(
@@ -404,12 +451,12 @@ class ImagBehavior(nn.Module):
 
     def _choose_starts(self, state: State, is_terminal: Tensor) -> tuple[State, Tensor]:
         """At most `starts` of the B * T states, detached, and 0 where no future follows (M,)."""
-        deter, stoch = (part.detach().flatten(0, 1) for part in state)
+        state = tuple(part.detach().flatten(0, 1) for part in state)
         alive = (~is_terminal).float().flatten()
         if 0 < self.starts < len(alive):
             chosen = torch.randperm(len(alive), device=alive.device)[: self.starts]
-            deter, stoch, alive = deter[chosen], stoch[chosen], alive[chosen]
-        return (deter, stoch), alive
+            state, alive = tuple(part[chosen] for part in state), alive[chosen]
+        return state, alive
 
     def _learners(self, count: int) -> Tensor:
         """(M, N): deal the starts out to the agents at random, as many to each."""
@@ -473,7 +520,8 @@ class Dreamer(nn.Module):
         """
         embed = self.world.encoder(rows)
         state = self.world.rssm.obs_step(state, action, embed, rows["is_first"])
-        actors = self.behavior.actors(self.world.features(state))
+        seen = self.world.anchor(state, rows)
+        actors = self.behavior.actors(self.world.features(seen))
         action = actors.sample() if explore else actors.mode
         return action.clamp(-1.0, 1.0), state
 
@@ -500,7 +548,7 @@ class Dreamer(nn.Module):
         scaled = {name: self.loss_scales[name] * mean for name, mean in means.items()}
         metrics |= units | more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
         metrics["model_loss"] = sum(scaled[name].detach() for name in model_losses)
-        state = tuple(part.detach() for part in state)
+        state = tuple(part.detach() for part in state[:2])
         return sum(scaled.values()), state, metrics
 
     @torch.no_grad()

@@ -106,7 +106,7 @@ def make_world(task: Spread, learned: LearnedReward | None = None) -> SimpleName
     """What `ImagBehavior` asks of a world model, by the task itself."""
     reward = learned or task.reward
     return SimpleNamespace(
-        rssm=task,
+        img_step=task.img_step,
         features=task.features,
         parameters=lambda: iter(() if learned is None else learned.parameters()),
         reward=lambda feat: SimpleNamespace(mean=reward(feat)),

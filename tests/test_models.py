@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from models import (
 
 SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
 SCALES |= {"embed": 0.9, "actor": 0.7, "value": 1.2, "repval": 0.3}
+SCALES |= {"next_vector": 1.1, "next_reward": 0.8, "next_cont": 0.6}
 VECTORS, IMAGE = {"agent0": (3,), "agent1": (2,)}, {"image": (16, 16, 3)}
 
 
@@ -186,16 +188,18 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     batch["is_terminal"][1, 2] = True
     reward = combine_rewards(batch["reward"], "mean")
     torch.manual_seed(1)
-    losses, (deter, stoch), _, metrics = world.loss(batch, reward)
+    losses, (deter, stoch, anchor), _, metrics = world.loss(batch, reward)
     torch.manual_seed(1)
     state = world.rssm.unpack(batch["initial"])
     embed = world.encoder(batch)
     again = world.rssm.observe(batch["action"], embed, batch["is_first"], state)
     assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
-    feat = world.features((deter, stoch))
+    feat = world.features((deter, stoch, anchor))
+    assert torch.allclose(feat[..., -5:], world.decoder.standard(batch), atol=1e-5)
     prior, post, alive = world.rssm.prior(deter), again[2], torch.sigmoid(world.cont(feat))
     paid = world.reward(feat).loss(batch["reward"].mean(-1, keepdim=True))[..., 0]
-    assert set(losses) == {"vector", "reward", "cont", "dyn", "rep"}
+    names = {"vector", "reward", "cont"}
+    assert set(losses) == {"dyn", "rep"} | names | {f"next_{name}" for name in names}
     for b in range(3):
         for t in range(5):
             ends = b == 1 and t == 2
@@ -212,6 +216,62 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     assert metrics["prior_ent"].item() == pytest.approx(entropy.item(), rel=1e-4)
 
 
+def test_losses_of_predicted_states_against_brute_force(make_world, make_batch, awaken):
+    """Each is imagined from the state before and its anchor, by the action that was taken."""
+    world = make_world()
+    awaken(world.reward.head)
+    batch = make_batch(world)
+    batch["is_terminal"][1, 2] = batch["is_last"][1, 2] = batch["is_first"][1, 3] = True
+    drawn = []
+    latent = SimpleNamespace(**{name: getattr(world.rssm.latent, name) for name in dir(OneHots)})
+    latent.sample = lambda belief: drawn.append(OneHots.sample(None, belief)) or drawn[-1]
+    world.rssm.latent = latent
+    losses, state, *_ = world.loss(batch, batch["reward"].mean(-1, keepdim=True))
+    ahead = drawn[-1]  # of all steps at once, after those of the posterior one by one
+    truth = world.decoder.standard(batch)
+    for b in range(3):
+        for t in range(5):
+            found = {name: losses[f"next_{name}"][b, t] for name in ("vector", "reward", "cont")}
+            if batch["is_first"][b, t]:
+                assert not any(found.values())
+                continue
+            before = tuple(part[b, t - 1].unsqueeze(0) for part in state)
+            latent.sample = lambda belief, drawn=ahead[b, t]: drawn.unsqueeze(0)
+            feat = world.features(world.img_step(before, batch["action"][b, t].unsqueeze(0)))
+            alive = torch.sigmoid(world.cont(feat))
+            expected = {
+                "vector": (feat[0, -5:] - truth[b, t]).square().sum(),
+                "reward": world.reward(feat).loss(batch["reward"][b, t].mean().reshape(1, 1)),
+                "cont": -torch.log(1 - alive if batch["is_terminal"][b, t] else alive),
+            }
+            for name, value in expected.items():
+                assert found[name].item() == pytest.approx(value.item(), abs=1e-4), name
+
+
+def test_anchored_states_see_what_is_seen_and_keep_what_they_lacked(make_dreamer, make_batch):
+    world = make_dreamer().world
+    batch = make_batch(world)
+    world.update_scales(batch)
+    plain = states(world, 3, 5)
+    state = world.anchor(plain, batch)
+    feat, bare = world.features(state), world.features(plain)
+    assert torch.allclose(feat[..., -5:], world.decoder.standard(batch), atol=1e-5)
+    assert torch.equal(feat[..., :-5], bare[..., :-5])
+    lack = (feat - bare)[:, 0]
+    torch.manual_seed(1)
+    later = world.img_step(tuple(part[:, 0] for part in state), batch["action"][:, 0])
+    torch.manual_seed(1)
+    expected = world.rssm.img_step(tuple(part[:, 0] for part in plain), batch["action"][:, 0])
+    assert torch.allclose(world.features(later), world.features(expected) + lack, atol=1e-5)
+
+
+def test_what_is_not_seen_is_no_anchor(make_world, make_batch):
+    world = make_world(obs_shapes=IMAGE, predicted_shapes=IMAGE | VECTORS)
+    batch = make_batch(world, **VECTORS, **IMAGE)
+    state = world.loss(batch, combine_rewards(batch["reward"], "mean"))[1]
+    assert len(state) == 2 and world.anchor(state, batch) == state
+
+
 def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
     world = make_world(obs_shapes=IMAGE, predicted_shapes=IMAGE | VECTORS)
     batch = make_batch(world, **VECTORS, **IMAGE)
@@ -222,7 +282,7 @@ def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
     again = world.infer(blind)
     assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
     losses, state, *_ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
-    assert {"vector", "image"} <= set(losses)
+    assert {"vector", "image", "next_vector"} <= set(losses)
     error = (world.glimpse(world.encoder(batch)) - world.decoder.standard(batch)).square().sum(-1)
     assert torch.allclose(losses["embed"], error, rtol=1e-5)
     assert world.features(state).shape[-1] == world.rssm.feat + 5
@@ -437,6 +497,9 @@ REACH = {
     "image": (*CORE, "world.decoder.cnn"),
     "reward": (*CORE, "world.reward"),
     "cont": (*CORE, "world.cont"),
+    "next_vector": (*CORE, "world.rssm.prior", "world.decoder.mlp"),
+    "next_reward": (*CORE, "world.rssm.prior", "world.reward"),
+    "next_cont": (*CORE, "world.rssm.prior", "world.cont"),
     "dyn": (*CORE, "world.rssm.prior"),
     "rep": CORE,
     "repval": (*CORE, "behavior.critic"),
@@ -462,10 +525,13 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     flags = batch["is_last"], batch["is_terminal"]
     losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
     losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
-    missing = {"vectors": {"image", "embed"}, "image": {"vector", "embed"}, "image, told": set()}
+    unseen = {"vector", "embed", "next_vector"}
+    missing = {"vectors": {"image", "embed"}, "image": unseen, "image, told": set()}
     assert set(losses) == set(REACH) - missing[sees]
     for name, loss in losses.items():
-        assert reached(loss, dreamer) == names(dreamer, *REACH[name]), name
+        # What a last bias adds to all vectors alike has no part in their change.
+        some = {"world.decoder.mlp.out.bias"} if name == "next_vector" else set()
+        assert reached(loss, dreamer) - some == names(dreamer, *REACH[name]) - some, name
     reached(losses["actor"], dreamer)
     for name, parameter in dreamer.behavior.actors.named_parameters():
         if not name.startswith(("view.", "joint.")):  # what every agent has of its own
@@ -503,9 +569,10 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     for name, value in means.items():
         assert metrics[f"{name}_loss"].item() == pytest.approx(value, rel=1e-5), name
     assert total.item() == pytest.approx(sum(SCALES[n] * v for n, v in means.items()), rel=1e-4)
-    model = sum(SCALES[n] * means[n] for n in ("vector", "reward", "cont", "dyn", "rep"))
+    ahead = ("next_vector", "next_reward", "next_cont")
+    model = sum(SCALES[n] * means[n] for n in ("vector", "reward", "cont", "dyn", "rep", *ahead))
     assert metrics["model_loss"].item() == pytest.approx(model, rel=1e-4)
-    assert all(torch.equal(left, right) for left, right in zip(state, inferred, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(state, inferred[:2], strict=True))
     assert not any(part.requires_grad for part in state)
     assert all(value.shape == () for value in metrics.values())
 
@@ -537,7 +604,8 @@ def test_policy_infers_then_acts_within_bounds(make_dreamer, make_batch, discret
     torch.manual_seed(1)
     embed = dreamer.world.encoder(rows)
     expected = dreamer.world.rssm.obs_step(start, rows["action"], embed, rows["is_first"])
-    policy = dreamer.behavior.actors(dreamer.world.features(expected))
+    seen = dreamer.world.anchor(expected, rows)
+    policy = dreamer.behavior.actors(dreamer.world.features(seen))
     assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
     assert torch.allclose(action, policy.sample().clamp(-1, 1)) and action.abs().max() <= 1
     torch.manual_seed(1)
