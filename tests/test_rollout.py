@@ -112,8 +112,8 @@ def test_player_without_exploration_plays_modes(dreamer):
     env = Countdown()
     player = Player(env, dreamer, explore=False)
     for _ in range(4):
-        player.step()
-        feat = dreamer.world.features(player.state)
+        rows = player.step()
+        feat = dreamer.world.features(dreamer.world.anchor(player.state, rows))
         assert torch.allclose(player.action, dreamer.behavior.actors(feat).mode)
 
 
@@ -199,7 +199,8 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         rows = []
         returns = play_episodes(Countdown((1, 1, 1)), dreamer, keep=rows.append).returns
         assert not returns.requires_grad and not rows[-1]["action"].requires_grad
-        feat = dreamer.world.features(dreamer.world.rssm.unpack(rows[0]))
+        state = dreamer.world.rssm.unpack(rows[0])
+        feat = dreamer.world.features(dreamer.world.anchor(state, rows[0]))
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
     for action, mode in plays:
         assert torch.allclose(action, mode, atol=1e-3)  # the memory was stored in half precision
