@@ -171,7 +171,7 @@ class WorldModel(nn.Module):
         if not self.anchored:
             return state
         vectors = self.decoder.vectors(self.rssm.features(state))
-        return (*state, self.decoder.lack(vectors, obs))
+        return (*state, self.decoder.standard(obs) - vectors)
 
     def img_step(self, state: State, action: Tensor) -> State:
         """Imagine the state that the joint action (B, N, A) leads to; its anchor is the same."""
@@ -212,13 +212,14 @@ class WorldModel(nn.Module):
         if self.glimpse:
             guesses["embed"] = self.glimpse(embed)
         losses = self.decoder.loss(own, guesses, batch)
-        lack = self.decoder.lack(vectors, batch)
+        truth = self.decoder.standard(batch) if self.widths else vectors
+        lack = truth - vectors
         anchor = (lack.detach(),) if self.anchored else ()
         # The heads' losses must not bend the predicted vectors away from what is observed.
         feat = torch.cat([own, sum(anchor, vectors.detach())], -1)
         losses |= self._head_losses(feat, reward, batch["is_terminal"])
         ahead = self.rssm.features((deter, latent.sample(prior)))
-        losses |= self._next_losses(ahead, lack, batch, reward)
+        losses |= self._next_losses(ahead, truth, lack, batch, reward)
         losses["dyn"], losses["rep"] = kl_losses(latent, post, prior, self.kl_free)
         post, prior = post.detach(), prior.detach()
         metrics = {
@@ -237,21 +238,22 @@ class WorldModel(nn.Module):
         }
 
     def _next_losses(
-        self, own: Tensor, lack: Tensor, batch: dict[str, Tensor], reward: Tensor
+        self, own: Tensor, truth: Tensor, lack: Tensor, batch: dict[str, Tensor], reward: Tensor
     ) -> dict[str, Tensor]:
         """Losses (B, T) of states as they are predicted from the one before, 0 where none is.
 
         Imagination goes through such states alone. Of vectors it is the change that counts: own
-        (B, T, .) are features of these states, lack (B, T, V) is what inferred states lack.
+        (B, T, .) are features of these states, truth (B, T, V) the vectors observed, lack (B, T, V)
+        what those of inferred states lack.
         """
-        after = {key: batch[key][:, 1:] for key in (*self.decoder.sizes, "is_first", "is_terminal")}
-        own, lack = own[:, 1:], lack[:, :-1]
+        is_first, is_terminal = (batch[key][:, 1:] for key in ("is_first", "is_terminal"))
+        own, truth, lack = own[:, 1:], truth[:, 1:], lack[:, :-1]
         vectors = self.decoder.vectors(own)
         seen = (vectors + lack if self.anchored else vectors).detach()
-        losses = self._head_losses(torch.cat([own, seen], -1), reward[:, 1:], after["is_terminal"])
+        losses = self._head_losses(torch.cat([own, seen], -1), reward[:, 1:], is_terminal)
         if self.widths:
-            losses["vector"] = self.decoder.lack(vectors + lack, after).square().sum(-1)
-        follows = (~after["is_first"]).float()
+            losses["vector"] = (vectors + lack - truth).square().sum(-1)
+        follows = (~is_first).float()
         return {f"next_{name}": F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
 
     @torch.no_grad()

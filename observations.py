@@ -272,10 +272,6 @@ class MultiDecoder(nn.Module):
         """The vectors of all agents head to tail, as `Standard` has them; of width 0 if none."""
         return self.mlp(feat) if self.standard else feat[..., :0]
 
-    def lack(self, vectors: Tensor, obs: dict[str, Tensor]) -> Tensor:
-        """What is to be added to such vectors (..., V) to get those observed."""
-        return self.standard(obs) - vectors if self.standard else vectors
-
     def loss(
         self, feat: Tensor, guesses: dict[str, Tensor], obs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -283,8 +279,8 @@ class MultiDecoder(nn.Module):
         name, and of the image."""
         losses = {}
         if self.standard:
-            lacks = {name: self.lack(guess, obs) for name, guess in guesses.items()}
-            losses = {name: lack.square().sum(-1) for name, lack in lacks.items()}
+            truth = self.standard(obs)
+            losses = {name: (guess - truth).square().sum(-1) for name, guess in guesses.items()}
         if self.image:
             error = self.cnn(feat) - obs["image"].float() / 255
             losses["image"] = error.square().sum((-3, -2, -1))
