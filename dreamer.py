@@ -25,7 +25,7 @@ from build import (
 )
 from checkpoint import Checkpoints, load_training, sole_writer
 from config import Config, check_compatible, load_config, read_yaml
-from envs.vmas import ScenarioError
+from envs.scenarios import ScenarioError
 from episodes import EpisodeFolder
 from gifs import GIF_FRAMES, encode_gif, tile
 from latents import LATENTS

@@ -260,14 +260,16 @@ class WorldModel(nn.Module):
     def open_loop(self, batch: dict[str, Tensor], observed: int = 5) -> Tensor:
         """Features (B, T, F) of a sequence of which only the first steps are seen.
 
-        The rest is predicted from the real actions alone. The sequence holds one episode.
+        The rest is predicted from the real actions alone, as in imagination with the anchor of the
+        last step seen. The sequence holds one episode.
         """
         seen = {key: value[:, :observed] for key, value in batch.items() if key != "initial"}
         deter, stoch, _ = self.infer(seen | {"initial": batch["initial"]})
-        state = deter[:, -1], stoch[:, -1]
-        feats = list(self.features((deter, stoch)).unbind(1))
+        states = self.anchor((deter, stoch), seen)
+        feats = list(self.features(states).unbind(1))
+        state = tuple(part[:, -1] for part in states)
         for action in batch["action"][:, observed:].unbind(1):
-            state = self.rssm.img_step(state, action)
+            state = self.img_step(state, action)
             feats.append(self.features(state))
         return torch.stack(feats, 1)
 

@@ -17,7 +17,7 @@ from build import make_dreamer, make_env
 from checkpoint import Checkpoints
 from config import load_config
 from dreamer import EVAL_SEED
-from envs.vmas import ScenarioError
+from envs.scenarios import ScenarioError
 from learner import Learner
 from rollout import play_episodes
 from tools import UserError

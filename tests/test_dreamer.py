@@ -19,7 +19,8 @@ import dreamer
 from benchmarks import sides
 from config import Config, load_config, read_yaml
 from envs import Environment
-from envs.vmas import ScenarioError, Vmas
+from envs.scenarios import ScenarioError
+from envs.vmas import Vmas
 from recorder import Recorder
 from rollout import Player
 from tests.test_resume import stop_after

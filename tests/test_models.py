@@ -299,15 +299,18 @@ def test_open_loop_observes_five_steps_and_dreams_the_rest(make_world, make_batc
     assert torch.equal(world.open_loop(blind | {"initial": batch["initial"]}), feat)
     torch.manual_seed(1)
     state = world.rssm.initial(3)
-    embed = world.encoder(batch)
+    embed, truth = world.encoder(batch), world.decoder.standard(batch)
     with torch.no_grad():
         for t in range(9):
             action = batch["action"][:, t]
             if t < 5:
                 state = world.rssm.obs_step(state, action, embed[:, t], batch["is_first"][:, t])
+                lack = truth[:, t] - world.decoder.vectors(world.rssm.features(state))
             else:
                 state = world.rssm.img_step(state, action)
-            assert torch.allclose(feat[:, t], world.features(state), atol=1e-5)
+            own = world.rssm.features(state)
+            expected = torch.cat([own, world.decoder.vectors(own) + lack], -1)
+            assert torch.allclose(feat[:, t], expected, atol=1e-5)
 
 
 # ---- behaviour -----------------------------------------------------------------------------------

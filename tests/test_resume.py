@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dreamer
-import envs.vmas
+import envs.scenarios
 from envs import snapshot
 from envs.vmas import Vmas
 from learner import Learner
@@ -106,7 +106,7 @@ def test_a_run_whose_scenario_was_edited_goes_on_from_its_episodes(tmp_path, mon
         run(logdir, *flags)
     text = Path(counting).read_text()
     Path(counting).write_text(text.replace("self.shortest", "self.least"))
-    envs.vmas._run_file.cache_clear()  # as in another process
+    envs.scenarios._run_file.cache_clear()  # as in another process
     with pytest.warns(UserWarning, match="code of vmas_.* has changed .* recorded episodes"):
         run(logdir, *flags, "--steps", "400")
     assert untimed(logdir)[-1]["step"] == 400

@@ -10,7 +10,8 @@ import dreamer
 from build import check_reward, make_dreamer, make_env, row_spaces
 from checkpoint import load_checkpoint, save_checkpoint
 from config import Config, load_config, read_yaml
-from envs.vmas import ScenarioError, Vmas, opposed_agents, scenario_names
+from envs.scenarios import ScenarioError, scenario_names
+from envs.vmas import Vmas, opposed_agents
 from latents import LATENTS
 from learner import Learner
 from replay import Replay

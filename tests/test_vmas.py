@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vmas import make_env
 from vmas.simulator.environment import Environment
 
-from envs.vmas import ScenarioError, Vmas
+from envs.scenarios import ScenarioError
+from envs.vmas import Vmas
 
 
 def run(env: Vmas, actions: Tensor) -> list[dict]:
