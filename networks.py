@@ -76,9 +76,9 @@ class NumberHead(Head):
 class TeamView(nn.Module):
     """What the vectors of all agents amount to, through one MLP for all agents of a kind.
 
-    Agents whose vectors have one width are of one kind. What their MLP makes of each vector is
-    pooled by the maximum, so that what is learned about one agent holds for all of its kind.
-    `widths` are those of the agents' vectors.
+    Agents whose vectors have one width are of one kind. What their MLP makes of each vector, and
+    of each pair in it, is pooled by the maximum, so that what is learned about one agent holds for
+    all of its kind. `widths` are those of the agents' vectors.
     """
 
     def __init__(self, widths: Sequence[int], units: int, norm: bool = True):
@@ -87,7 +87,7 @@ class TeamView(nn.Module):
         kinds = list(dict.fromkeys(widths))
         self.members = [[i for i, w in enumerate(widths) if w == width] for width in kinds]
         self.mlps = nn.ModuleList(PairMLP(width, units, norm) for width in kinds)
-        self.outputs = units * len(kinds)
+        self.outputs = sum(units + mlp.pairs * mlp.SEEN for mlp in self.mlps)
         order = [i for members in self.members for i in members]
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
         self.register_buffer("place", place, persistent=False)
@@ -100,11 +100,12 @@ class TeamView(nn.Module):
         if not self.widths:
             return vectors, vectors
         parts = vectors.split(self.widths, -1)
-        views = [
+        seen = [
             mlp(torch.stack([parts[i] for i in members], -2))
             for members, mlp in zip(self.members, self.mlps, strict=True)
         ]
-        pooled = torch.cat([largest(view) for view in views], -1)
+        pooled = torch.cat([largest(part) for both in seen for part in both], -1)
+        views = [view for view, _ in seen]
         if len(views) == 1:
             return views[0], pooled
         return torch.cat(views, -2).index_select(-2, self.place), pooled

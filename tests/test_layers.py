@@ -76,11 +76,20 @@ def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
     for pair in range(mlp.pairs):
         both = torch.zeros(3, 2, 2)
         both[..., : min(2, inputs - 2 * pair)] = x[..., 2 * pair : 2 * pair + 2]
+        both = torch.cat([both, (both.square().sum(-1, keepdim=True) + 1e-4).sqrt()], -1)
         hidden = F.silu(both @ mlp.first.weight[pair] + mlp.first.bias[pair])
-        seen.append(F.silu(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair]))
-    expected = torch.cat(seen, -1) @ mlp.joint[0].weight.T
+        seen.append(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair])
+    found, alone = mlp(x)
+    assert torch.allclose(alone, torch.cat(seen, -1), atol=1e-5)
+    expected = F.silu(torch.cat(seen, -1)) @ mlp.joint[0].weight.T
     expected = F.silu(rms_norm(expected) if norm else expected)
-    assert torch.allclose(mlp(x), expected, atol=1e-5)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_pair_of_nothing_has_a_finite_gradient():
+    mlp, x = PairMLP(4, 7), torch.zeros(3, 4, requires_grad=True)
+    sum(part.sum() for part in mlp(x)).backward()
+    assert x.grad.isfinite().all()
 
 
 def test_the_largest_of_agents_has_the_gradient_of_a_maximum():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from layers import PairMLP
 from networks import RSSM, Actors, Head, TeamHead, TeamView
 
 SIZES = (1, 3, 2)  # action widths of three agents
@@ -24,16 +25,17 @@ def test_heads_shape_their_output():
 
 def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     view, vectors = TeamView([3, 2, 3], 8), torch.randn(5, 4, 8)
-    assert view.outputs == 16
     wide, narrow = view.mlps
+    assert view.outputs == 2 * 8 + (2 + 1) * PairMLP.SEEN
     one, other, last = vectors.split([3, 2, 3], -1)
-    expected = torch.cat([torch.maximum(wide(one), wide(last)), narrow(other)], -1)
+    both = zip(wide(one), wide(last), strict=True)
+    expected = torch.cat([*(torch.maximum(*parts) for parts in both), *narrow(other)], -1)
     each, pooled = view(vectors)
     assert torch.allclose(pooled, expected, atol=1e-6)
     assert each.shape == (5, 4, 3, 8)
     views = each.unbind(-2)
     for view_of, mlp, vector in zip(views, (wide, narrow, wide), (one, other, last), strict=True):
-        assert torch.allclose(view_of, mlp(vector), atol=1e-6)
+        assert torch.allclose(view_of, mlp(vector)[0], atol=1e-6)
     swapped = torch.cat([last, other, one], -1)
     assert torch.allclose(view(swapped)[1], expected, atol=1e-6)
 
