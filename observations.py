@@ -157,15 +157,17 @@ class Standard(nn.Module):
     mean 0 and deviation 1 each number. Takes those that `sizes` maps to their widths.
 
     What is small, like a lidar's reading, would be drowned by positions, both as an input and in
-    the squared error of its prediction. Means and deviations are those of the replayed rows; they
-    are buffers, so that a checkpoint holds them.
+    the squared error of its prediction. Means and deviations are those of the replayed rows, over
+    all vectors of one width: what learns about one agent from another (`TeamView`) must find the
+    same place at the same numbers. They are buffers, so that a checkpoint holds them.
     """
 
     FINEST = 0.05  # deviations below it count as this much: not every trifle is worth predicting
 
     def __init__(self, sizes: dict[str, int]):
         super().__init__()
-        self.keys, self.outputs = list(sizes), sum(sizes.values())
+        self.keys, self.widths = list(sizes), list(sizes.values())
+        self.outputs = sum(self.widths)
         self.register_buffer("mean", torch.zeros(self.outputs))
         self.register_buffer("square", torch.ones(self.outputs))
         self.register_buffer("count", torch.zeros(()))
@@ -175,12 +177,21 @@ class Standard(nn.Module):
         """Take in how large observed vectors are."""
         rows = concatenate(self._join(obs).flatten(0, -2))
         rate = newest_share(self.count)
-        self.mean.lerp_(rows.mean(0), rate)
-        self.square.lerp_(rows.square().mean(0), rate)
+        self.mean.lerp_(self._of_kind(rows.mean(0)), rate)
+        self.square.lerp_(self._of_kind(rows.square().mean(0)), rate)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         deviation = (self.square - self.mean.square()).clamp(min=self.FINEST**2).sqrt()
         return (self._join(obs) - self.mean) / deviation
+
+    def _of_kind(self, numbers: Tensor) -> Tensor:
+        """Each vector's numbers (outputs) as the mean over vectors of its width."""
+        parts = numbers.split(self.widths)
+        kinds = {
+            width: torch.stack([part for part in parts if len(part) == width]).mean(0)
+            for width in self.widths
+        }
+        return torch.cat([kinds[width] for width in self.widths])
 
     def _join(self, obs: dict[str, Tensor]) -> Tensor:
         return symlog(torch.cat([obs[key] for key in self.keys], -1))

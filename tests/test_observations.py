@@ -102,6 +102,28 @@ def test_a_standard_puts_vectors_on_one_footing():
     assert torch.allclose(standard(batches), (symlogs - rows.mean(0)) / deviation, atol=1e-3)
 
 
+def test_vectors_of_one_width_have_one_footing():
+    """Or an MLP that agents share would see the same place at other numbers for each of them."""
+    standard = Standard({"agent0": 2, "agent1": 3, "agent2": 2})
+    shifts = {"agent0": torch.tensor([0.5, 0.0]), "agent1": torch.ones(3), "agent2": torch.zeros(2)}
+    rows = {key: symexp(torch.randn(4000, len(by)) + by) for key, by in shifts.items()}
+    for _ in range(200):
+        standard.update(rows)
+    same = symexp(torch.tensor([[0.25, 1.0]]))
+    one, _, other = standard({"agent0": same, "agent1": torch.ones(1, 3), "agent2": same}).split(
+        [2, 3, 2], -1
+    )
+    assert torch.equal(one, other) and one[0, 0].abs() < 0.1
+    both = torch.cat([rows["agent0"], rows["agent2"]])
+    found = torch.cat(
+        standard(rows | {"agent0": both, "agent1": both[:, [0, 0, 0]], "agent2": both}).split(
+            [2, 3, 2], -1
+        )[::2]
+    )
+    assert torch.allclose(found.mean(0), torch.zeros(2), atol=0.05)
+    assert torch.allclose(found.std(0), torch.ones(2), atol=0.05)
+
+
 def test_a_standard_goes_on_learning():
     standard, found = Standard({"agent0": 1}), []
     for offset in [0.0] * 2000 + [1.0] * 2000:
