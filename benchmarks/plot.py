@@ -32,6 +32,7 @@ from benchmarks.results import (
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/README.md")
 COLUMNS = 3  # panels in a row
+LEGEND = 70  # letters that fit below a panel
 FURTHEST = 1.5  # points are drawn up to so many times the steps of the longest curve
 CAPTION = (
     "Thick: interquartile mean over seeds, with its 95 % interval; thin: each seed; dashed: one "
@@ -58,7 +59,9 @@ def draw_figure(path: Path, tasks: Mapping[str, Mapping], runs: Sequence[Run]) -
     across = min(len(shown), COLUMNS)
     down = -(-len(shown) // across)
     with rc_context(STYLE):
-        figure = Figure(figsize=(5 * across, 4.3 * down), layout="constrained")
+        entries = max(sum(run.task == name for run in runs) for name in shown)
+        height = 3.7 * down + 0.2 * (entries + 2)  # a legend may have a line for each
+        figure = Figure(figsize=(5 * across, height), layout="constrained")
         axes = figure.subplots(down, across, squeeze=False)
         for axis, name in zip(axes.flat, shown, strict=False):
             draw_panel(axis, tasks[name], [run for run in runs if run.task == name], colours)
@@ -95,8 +98,9 @@ def draw_panel(axis: Axes, task: Mapping, runs: Sequence[Run], colours: Mapping[
     axis.set(title=task["title"], xlabel="environment steps", ylabel="return", xlim=(0, None))
     axis.set_ylim(task.get("ylim"))
     axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:,.0f}k" if step else "0")
+    longest = max(len(label) for label in axis.get_legend_handles_labels()[1])
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}
-    axis.legend(**below, ncols=3 if len(runs) > 8 else 2)
+    axis.legend(**below, ncols=max(1, LEGEND // longest))
 
 
 def draw_points(
