@@ -3,6 +3,8 @@
 Shapes use the symbols of `networks.py`.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -138,6 +140,11 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, M, inputs) to (N, M, outputs)."""
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+def kinds_of(widths: Sequence[int]) -> list[list[int]]:
+    """Which agents are of a kind, that is, have vectors of one width: a list for each kind."""
+    return [[i for i, w in enumerate(widths) if w == width] for width in dict.fromkeys(widths)]
 
 
 class PairMLP(nn.Module):

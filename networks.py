@@ -28,6 +28,7 @@ from layers import (
     RMSNorm,
     StackedLinear,
     activation,
+    kinds_of,
     largest,
 )
 
@@ -76,17 +77,16 @@ class NumberHead(Head):
 class TeamView(nn.Module):
     """What the vectors of all agents amount to, through one MLP for all agents of a kind.
 
-    Agents whose vectors have one width are of one kind. What their MLP makes of each vector, and
-    of each pair in it, is pooled by the maximum, so that what is learned about one agent holds for
-    all of its kind. `widths` are those of the agents' vectors.
+    Kinds are those of `kinds_of`. What their MLP makes of each vector, and of each pair in it, is
+    pooled by the maximum, so that what is learned about one agent holds for all of its kind.
+    `widths` are those of the agents' vectors.
     """
 
     def __init__(self, widths: Sequence[int], units: int, norm: bool = True):
         super().__init__()
         self.widths = tuple(widths)
-        kinds = list(dict.fromkeys(widths))
-        self.members = [[i for i, w in enumerate(widths) if w == width] for width in kinds]
-        self.mlps = nn.ModuleList(PairMLP(width, units, norm) for width in kinds)
+        self.members = kinds_of(widths)
+        self.mlps = nn.ModuleList(PairMLP(widths[kind[0]], units, norm) for kind in self.members)
         self.outputs = sum(units + mlp.pairs * mlp.SEEN for mlp in self.mlps)
         order = [i for members in self.members for i in members]
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distributed import concatenate
 from distributions import symlog
-from layers import MLP, Linear, RMSNorm, init_weights
+from layers import MLP, Linear, RMSNorm, init_weights, kinds_of
 from networks import Head
 
 
@@ -158,8 +158,8 @@ class Standard(nn.Module):
 
     What is small, like a lidar's reading, would be drowned by positions, both as an input and in
     the squared error of its prediction. Means and deviations are those of the replayed rows, over
-    all vectors of one width: what learns about one agent from another (`TeamView`) must find the
-    same place at the same numbers. They are buffers, so that a checkpoint holds them.
+    all agents of a kind (`kinds_of`): what learns about one agent from another (`TeamView`) must
+    find the same place at the same numbers. They are buffers, so that a checkpoint holds them.
     """
 
     FINEST = 0.05  # deviations below it count as this much: not every trifle is worth predicting
@@ -185,13 +185,13 @@ class Standard(nn.Module):
         return (self._join(obs) - self.mean) / deviation
 
     def _of_kind(self, numbers: Tensor) -> Tensor:
-        """Each vector's numbers (outputs) as the mean over vectors of its width."""
-        parts = numbers.split(self.widths)
-        kinds = {
-            width: torch.stack([part for part in parts if len(part) == width]).mean(0)
-            for width in self.widths
-        }
-        return torch.cat([kinds[width] for width in self.widths])
+        """Each agent's numbers (outputs) as the mean over agents of its kind."""
+        parts = list(numbers.split(self.widths))
+        for members in kinds_of(self.widths):
+            mean = torch.stack([parts[i] for i in members]).mean(0)
+            for i in members:
+                parts[i] = mean
+        return torch.cat(parts)
 
     def _join(self, obs: dict[str, Tensor]) -> Tensor:
         return symlog(torch.cat([obs[key] for key in self.keys], -1))

@@ -115,11 +115,8 @@ def test_vectors_of_one_width_have_one_footing():
     )
     assert torch.equal(one, other) and one[0, 0].abs() < 0.1
     both = torch.cat([rows["agent0"], rows["agent2"]])
-    found = torch.cat(
-        standard(rows | {"agent0": both, "agent1": both[:, [0, 0, 0]], "agent2": both}).split(
-            [2, 3, 2], -1
-        )[::2]
-    )
+    rows |= {"agent0": both, "agent1": both[:, [0, 0, 0]], "agent2": both}
+    found = torch.cat(standard(rows).split([2, 3, 2], -1)[::2])
     assert torch.allclose(found.mean(0), torch.zeros(2), atol=0.05)
     assert torch.allclose(found.std(0), torch.ones(2), atol=0.05)
 
