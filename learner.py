@@ -94,7 +94,7 @@ class Learner:
         """An update of the image head: as `_learn_all`."""
         with self._autocast():
             state = self.dreamer.infer(data)
-            feat = self.dreamer.world.features(self.dreamer.world.anchor(state, data))
+            feat = self.dreamer.world.features(self.dreamer.world.complete(state, data))
             loss = self.dreamer.probe.loss(feat, data["image"]).mean()
         metrics = {"image_loss": loss.detach()}
         self._descend(loss, ("probe",), metrics)

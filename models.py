@@ -19,7 +19,8 @@ from layers import Linear
 from networks import RSSM, Actors, Head, TeamHead
 from observations import MultiDecoder, MultiEncoder, make_image_decoder, newest_share
 
-State = tuple[Tensor, ...]  # deter, stoch; and an anchor, see `WorldModel.anchor`
+Latent = tuple[Tensor, Tensor]  # deter, stoch: a state of the RSSM
+State = tuple[Tensor, Tensor, Tensor]  # and the vectors of the scene: see `WorldModel.complete`
 
 
 def lambda_return(
@@ -143,39 +144,51 @@ class WorldModel(nn.Module):
             shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
         )
         self.widths = list(self.decoder.sizes.values())
-        self.anchored = bool(self.widths) and self.decoder.sizes.keys() <= obs_shapes.keys()
+        self.sees_vectors = bool(self.widths) and self.decoder.sizes.keys() <= obs_shapes.keys()
         self.glimpse = None
         if self.encoder.image and self.widths:
             # Vectors are read off the embedding too: what an encoder of images is taught by way of
             # the codes alone, it learns slowly, and of replayed scenes (benchmarks/README.md).
             self.glimpse = Linear(self.encoder.outputs, sum(self.widths))
         self.feat = self.rssm.feat + sum(self.widths)
+        self.motion = None
+        if self.widths:
+            moved_by = self.feat + action_shape[0] * action_shape[1]
+            self.motion = Head(moved_by, units, layers, (sum(self.widths),), 0.0, norm)
         self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
     def features(self, state: State) -> Tensor:
-        """(..., F): what heads, actors and critic see: a state and the vectors that it predicts.
+        """(..., F): what heads, actors and critic see of a state: the RSSM's, and the vectors."""
+        return torch.cat([self.rssm.features(state[:2]), state[2]], -1)
 
-        If the state has an anchor, that is added to the vectors.
+    def complete(self, state: Latent, obs: dict[str, Tensor]) -> State:
+        """A state that the RSSM inferred, with the vectors (..., V) of the scene.
+
+        These are observed, where all of them are seen, and else decoded from the state; both as
+        `Standard` has them.
         """
-        own = self.rssm.features(state[:2])
-        return torch.cat([own, sum(state[2:], self.decoder.vectors(own))], -1)
-
-    @torch.no_grad()
-    def anchor(self, state: State, obs: dict[str, Tensor]) -> State:
-        """An inferred state with its anchor (..., V), if all vectors that it predicts are seen.
-
-        The anchor is what these lack to those seen. Most of that is the scene's and lasts: with it,
-        vectors of the next steps are several times as precise (benchmarks/README.md).
-        """
-        if not self.anchored:
-            return state
-        vectors = self.decoder.vectors(self.rssm.features(state))
-        return (*state, self.decoder.standard(obs) - vectors)
+        if self.sees_vectors:
+            return (*state, self.decoder.standard(obs))
+        return (*state, self.decoder.vectors(self.rssm.features(state)))
 
     def img_step(self, state: State, action: Tensor) -> State:
-        """Imagine the state that the joint action (B, N, A) leads to; its anchor is the same."""
-        return (*self.rssm.img_step(state[:2], action), *state[2:])
+        """Imagine the state that the joint action (B, N, A) leads to."""
+        deter, stoch = self.rssm.img_step(state[:2], action)
+        own = self.rssm.features((deter, stoch))
+        return deter, stoch, self.move(state[2], own, action)
+
+    def move(self, vectors: Tensor, own: Tensor, action: Tensor) -> Tensor:
+        """The vectors (..., V) that a joint action (..., N, A) leads to.
+
+        It is their change that is predicted, from themselves: a code of the whole scene knows them
+        several times less precisely (benchmarks/README.md). own (..., .) are the RSSM's features of
+        the state that it leads to.
+        """
+        if self.motion is None:
+            return vectors
+        action = self.rssm.bound_action(action).flatten(-2)
+        return vectors + self.motion(torch.cat([own, vectors, action], -1))
 
     def update_scales(self, batch: dict[str, Tensor]) -> None:
         """Take in how large the vectors of replayed sequences are."""
@@ -197,7 +210,7 @@ class WorldModel(nn.Module):
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor
     ) -> tuple[dict[str, Tensor], State, Tensor, dict[str, Tensor]]:
-        """Losses (B, T), anchored states, their features and metrics of replayed sequences.
+        """Losses (B, T), states, their features and metrics of replayed sequences.
 
         `batch` holds rows (B, T, ...) and under `initial` the state before their first one;
         reward is (B, T, R).
@@ -207,19 +220,20 @@ class WorldModel(nn.Module):
         deter, stoch, post = self.infer(batch, embed)
         prior = self.rssm.prior(deter)
         own = self.rssm.features((deter, stoch))
-        vectors = self.decoder.vectors(own)
-        guesses = {"vector": vectors}
+        decoded = self.decoder.vectors(own)
+        truth = self.decoder.standard(batch) if self.widths else decoded
+        guesses = {"vector": decoded} if self.widths else {}
         if self.glimpse:
             guesses["embed"] = self.glimpse(embed)
-        losses = self.decoder.loss(own, guesses, batch)
-        truth = self.decoder.standard(batch) if self.widths else vectors
-        lack = truth - vectors
-        anchor = (lack.detach(),) if self.anchored else ()
-        # The heads' losses must not bend the predicted vectors away from what is observed.
-        feat = torch.cat([own, sum(anchor, vectors.detach())], -1)
+        losses = {name: (guess - truth).square().sum(-1) for name, guess in guesses.items()}
+        if self.decoder.image:
+            losses["image"] = self.decoder.image_loss(own, batch["image"])
+        # The heads' losses must not bend the decoded vectors away from what is observed.
+        vectors = truth if self.sees_vectors else decoded.detach()
+        feat = torch.cat([own, vectors], -1)
         losses |= self._head_losses(feat, reward, batch["is_terminal"])
         ahead = self.rssm.features((deter, latent.sample(prior)))
-        losses |= self._next_losses(ahead, truth, lack, batch, reward)
+        losses |= self._next_losses(ahead, vectors, truth, batch, reward)
         losses["dyn"], losses["rep"] = kl_losses(latent, post, prior, self.kl_free)
         post, prior = post.detach(), prior.detach()
         metrics = {
@@ -227,7 +241,7 @@ class WorldModel(nn.Module):
             "prior_ent": latent.entropy(prior).mean(),
             "post_ent": latent.entropy(post).mean(),
         }
-        return losses, (deter, stoch, *anchor), feat, metrics
+        return losses, (deter, stoch, vectors), feat, metrics
 
     def _head_losses(self, feat: Tensor, reward: Tensor, is_terminal: Tensor) -> dict[str, Tensor]:
         """Of the reward and continue heads (B, T), at features (B, T, F)."""
@@ -238,21 +252,20 @@ class WorldModel(nn.Module):
         }
 
     def _next_losses(
-        self, own: Tensor, truth: Tensor, lack: Tensor, batch: dict[str, Tensor], reward: Tensor
+        self, own: Tensor, vectors: Tensor, truth: Tensor, batch: dict[str, Tensor], reward: Tensor
     ) -> dict[str, Tensor]:
         """Losses (B, T) of states as they are predicted from the one before, 0 where none is.
 
-        Imagination goes through such states alone. Of vectors it is the change that counts: own
-        (B, T, .) are features of these states, truth (B, T, V) the vectors observed, lack (B, T, V)
-        what those of inferred states lack.
+        Imagination goes through such states alone. own (B, T, .) are the RSSM's features of them,
+        vectors (B, T, V) those of inferred states, truth (B, T, V) those observed.
         """
         is_first, is_terminal = (batch[key][:, 1:] for key in ("is_first", "is_terminal"))
-        own, truth, lack = own[:, 1:], truth[:, 1:], lack[:, :-1]
-        vectors = self.decoder.vectors(own)
-        seen = (vectors + lack if self.anchored else vectors).detach()
-        losses = self._head_losses(torch.cat([own, seen], -1), reward[:, 1:], is_terminal)
+        own, action = own[:, 1:], batch["action"][:, 1:]
+        moved = self.move(vectors[:, :-1], own, action)
+        feat = torch.cat([own, moved.detach()], -1)
+        losses = self._head_losses(feat, reward[:, 1:], is_terminal)
         if self.widths:
-            losses["vector"] = (vectors + lack - truth).square().sum(-1)
+            losses["vector"] = (moved - truth[:, 1:]).square().sum(-1)
         follows = (~is_first).float()
         return {f"next_{name}": F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
 
@@ -260,12 +273,12 @@ class WorldModel(nn.Module):
     def open_loop(self, batch: dict[str, Tensor], observed: int = 5) -> Tensor:
         """Features (B, T, F) of a sequence of which only the first steps are seen.
 
-        The rest is predicted from the real actions alone, as in imagination with the anchor of the
-        last step seen. The sequence holds one episode.
+        The rest is predicted from the real actions alone, as in imagination. The sequence holds one
+        episode.
         """
         seen = {key: value[:, :observed] for key, value in batch.items() if key != "initial"}
         deter, stoch, _ = self.infer(seen | {"initial": batch["initial"]})
-        states = self.anchor((deter, stoch), seen)
+        states = self.complete((deter, stoch), seen)
         feats = list(self.features(states).unbind(1))
         state = tuple(part[:, -1] for part in states)
         for action in batch["action"][:, observed:].unbind(1):
@@ -509,14 +522,14 @@ class Dreamer(nn.Module):
             setattr(part, name, torch.compile(getattr(part, name), dynamic=False))
 
     @torch.no_grad()
-    def infer(self, batch: dict[str, Tensor]) -> State:
+    def infer(self, batch: dict[str, Tensor]) -> Latent:
         """The states (B, T, ...) of replayed sequences."""
         return self.world.infer(batch)[:2]
 
     @torch.no_grad()
     def policy(
-        self, rows: dict[str, Tensor], action: Tensor, state: State, explore: bool
-    ) -> tuple[Tensor, State]:
+        self, rows: dict[str, Tensor], action: Tensor, state: Latent, explore: bool
+    ) -> tuple[Tensor, Latent]:
         """Act on what B copies show now: actions (B, N, A) within bounds, and the new state.
 
         action (B, N, A) and state are those of the step before. Without `explore`, the actors'
@@ -524,12 +537,12 @@ class Dreamer(nn.Module):
         """
         embed = self.world.encoder(rows)
         state = self.world.rssm.obs_step(state, action, embed, rows["is_first"])
-        seen = self.world.anchor(state, rows)
+        seen = self.world.complete(state, rows)
         actors = self.behavior.actors(self.world.features(seen))
         action = actors.sample() if explore else actors.mode
         return action.clamp(-1.0, 1.0), state
 
-    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Latent, dict[str, Tensor]]:
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         self.world.update_scales(batch)
         reward = combine_rewards(batch["reward"], self.reward)

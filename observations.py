@@ -283,16 +283,6 @@ class MultiDecoder(nn.Module):
         """The vectors of all agents head to tail, as `Standard` has them; of width 0 if none."""
         return self.mlp(feat) if self.standard else feat[..., :0]
 
-    def loss(
-        self, feat: Tensor, guesses: dict[str, Tensor], obs: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Squared errors (...), summed over what was observed: of each guess at the vectors, by its
-        name, and of the image."""
-        losses = {}
-        if self.standard:
-            truth = self.standard(obs)
-            losses = {name: (guess - truth).square().sum(-1) for name, guess in guesses.items()}
-        if self.image:
-            error = self.cnn(feat) - obs["image"].float() / 255
-            losses["image"] = error.square().sum((-3, -2, -1))
-        return losses
+    def image_loss(self, feat: Tensor, image: Tensor) -> Tensor:
+        """Squared error (...) summed over pixels, against uint8 images."""
+        return (self.cnn(feat) - image.float() / 255).square().sum((-3, -2, -1))

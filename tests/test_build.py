@@ -226,7 +226,7 @@ def test_metrics_against_brute_force(make_batch, awaken, reward, gradient):
     with torch.no_grad():
         post, prior, kl = beliefs(world, batch)
         world.rssm.latent.sample(prior.logits)  # as the losses of predicted states draw
-        state = world.anchor(state, batch)
+        state = world.complete(state, batch)
         feat, action, _ = behavior.imagine(world, tuple(part.flatten(0, 1) for part in state))
         rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
         discount = 0.91 * torch.sigmoid(world.cont(feat)).unsqueeze(-1).expand_as(rewards)

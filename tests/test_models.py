@@ -53,7 +53,10 @@ def make_dreamer(make_world, make_behavior, awaken):
 
 def states(world, batch=2, time=3):
     stoch = F.one_hot(torch.randint(0, 4, (batch, time, 3)), 4).float()
-    return torch.randn(batch, time, world.rssm.deter), stoch
+    deter, vectors = (
+        torch.randn(batch, time, width) for width in (world.rssm.deter, sum(world.widths))
+    )
+    return deter, stoch, vectors
 
 
 # ---- returns, KL, scale --------------------------------------------------------------------------
@@ -188,14 +191,15 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     batch["is_terminal"][1, 2] = True
     reward = combine_rewards(batch["reward"], "mean")
     torch.manual_seed(1)
-    losses, (deter, stoch, anchor), _, metrics = world.loss(batch, reward)
+    losses, (deter, stoch, vectors), _, metrics = world.loss(batch, reward)
     torch.manual_seed(1)
     state = world.rssm.unpack(batch["initial"])
     embed = world.encoder(batch)
     again = world.rssm.observe(batch["action"], embed, batch["is_first"], state)
     assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
-    feat = world.features((deter, stoch, anchor))
-    assert torch.allclose(feat[..., -5:], world.decoder.standard(batch), atol=1e-5)
+    feat, truth = world.features((deter, stoch, vectors)), world.decoder.standard(batch)
+    assert torch.equal(vectors, truth)
+    decoded = world.decoder.vectors(world.rssm.features((deter, stoch)))
     prior, post, alive = world.rssm.prior(deter), again[2], torch.sigmoid(world.cont(feat))
     paid = world.reward(feat).loss(batch["reward"].mean(-1, keepdim=True))[..., 0]
     names = {"vector", "reward", "cont"}
@@ -209,6 +213,7 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
                 "dyn": torch_kl(*own).sum(),
                 "rep": torch_kl(*own).sum(),
                 "reward": paid[b, t],
+                "vector": sum((decoded[b, t, i] - truth[b, t, i]) ** 2 for i in range(5)),
             }
             for name, value in expected.items():
                 assert losses[name][b, t].item() == pytest.approx(value.item(), abs=1e-4), name
@@ -217,9 +222,10 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
 
 
 def test_losses_of_predicted_states_against_brute_force(make_world, make_batch, awaken):
-    """Each is imagined from the state before and its anchor, by the action that was taken."""
+    """Each is imagined from the state before, by the action that was taken."""
     world = make_world()
     awaken(world.reward.head)
+    nn.init.normal_(world.motion.out.weight)
     batch = make_batch(world)
     batch["is_terminal"][1, 2] = batch["is_last"][1, 2] = batch["is_first"][1, 3] = True
     drawn = []
@@ -248,28 +254,40 @@ def test_losses_of_predicted_states_against_brute_force(make_world, make_batch, 
                 assert found[name].item() == pytest.approx(value.item(), abs=1e-4), name
 
 
-def test_anchored_states_see_what_is_seen_and_keep_what_they_lacked(make_dreamer, make_batch):
-    world = make_dreamer().world
+def test_a_state_is_completed_by_what_is_seen_and_imagined_on_from_it(make_world, make_batch):
+    world = make_world()
+    nn.init.normal_(world.motion.out.weight)
     batch = make_batch(world)
     world.update_scales(batch)
-    plain = states(world, 3, 5)
-    state = world.anchor(plain, batch)
-    feat, bare = world.features(state), world.features(plain)
-    assert torch.allclose(feat[..., -5:], world.decoder.standard(batch), atol=1e-5)
-    assert torch.equal(feat[..., :-5], bare[..., :-5])
-    lack = (feat - bare)[:, 0]
+    plain = tuple(part[:, 0] for part in states(world, 3, 5)[:2])
+    rows = {key: value[:, 0] for key, value in batch.items() if key != "initial"}
+    state = world.complete(plain, rows)
+    assert torch.equal(state[2], world.decoder.standard(rows))
+    assert torch.equal(world.features(state), torch.cat([world.rssm.features(plain), state[2]], -1))
+    action = 3 * batch["action"][:, 0]
     torch.manual_seed(1)
-    later = world.img_step(tuple(part[:, 0] for part in state), batch["action"][:, 0])
+    later = world.img_step(state, action)
     torch.manual_seed(1)
-    expected = world.rssm.img_step(tuple(part[:, 0] for part in plain), batch["action"][:, 0])
-    assert torch.allclose(world.features(later), world.features(expected) + lack, atol=1e-5)
+    deter, stoch = world.rssm.img_step(plain, action)
+    assert torch.equal(later[0], deter) and torch.equal(later[1], stoch)
+    seen = [world.rssm.features((deter, stoch)), state[2], action.clamp(-1, 1).flatten(1)]
+    assert torch.allclose(later[2], state[2] + world.motion(torch.cat(seen, -1)), atol=1e-6)
+    assert (later[2] - state[2]).abs().max() > 1e-3
 
 
-def test_what_is_not_seen_is_no_anchor(make_world, make_batch):
+def test_at_first_nothing_is_expected_to_move(make_world, make_batch):
+    world = make_world()
+    vectors, action = torch.randn(3, 5), make_batch(world)["action"][:, 0]
+    assert torch.equal(world.move(vectors, torch.randn(3, world.rssm.feat), action), vectors)
+
+
+def test_what_is_not_seen_is_decoded(make_world, make_batch):
     world = make_world(obs_shapes=IMAGE, predicted_shapes=IMAGE | VECTORS)
     batch = make_batch(world, **VECTORS, **IMAGE)
-    state = world.loss(batch, combine_rewards(batch["reward"], "mean"))[1]
-    assert len(state) == 2 and world.anchor(state, batch) == state
+    deter, stoch, vectors = world.loss(batch, combine_rewards(batch["reward"], "mean"))[1]
+    decoded = world.decoder.vectors(world.rssm.features((deter, stoch)))
+    assert torch.equal(vectors, decoded) and not vectors.requires_grad
+    assert torch.equal(world.complete((deter, stoch), batch)[2], decoded)
 
 
 def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
@@ -290,6 +308,7 @@ def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
 
 def test_open_loop_observes_five_steps_and_dreams_the_rest(make_world, make_batch):
     world = make_world()
+    nn.init.normal_(world.motion.out.weight)
     batch = make_batch(world, time=9)
     torch.manual_seed(1)
     feat = world.open_loop(batch)
@@ -305,11 +324,11 @@ def test_open_loop_observes_five_steps_and_dreams_the_rest(make_world, make_batc
             action = batch["action"][:, t]
             if t < 5:
                 state = world.rssm.obs_step(state, action, embed[:, t], batch["is_first"][:, t])
-                lack = truth[:, t] - world.decoder.vectors(world.rssm.features(state))
+                vectors = truth[:, t]
             else:
                 state = world.rssm.img_step(state, action)
-            own = world.rssm.features(state)
-            expected = torch.cat([own, world.decoder.vectors(own) + lack], -1)
+                vectors = world.move(vectors, world.rssm.features(state), action)
+            expected = torch.cat([world.rssm.features(state), vectors], -1)
             assert torch.allclose(feat[:, t], expected, atol=1e-5)
 
 
@@ -332,7 +351,7 @@ def test_imagine_is_one_rollout_from_the_start_states(make_dreamer, discrete):
         policy = behavior.actors(world.features(state))
         assert torch.allclose(action[:, t], policy.sample())
         assert torch.allclose(entropy[:, t], policy.entropy())
-        state = world.rssm.img_step(state, action[:, t])
+        state = world.img_step(state, action[:, t])
     assert torch.equal(feat[:, 3], world.features(state))
 
 
@@ -340,9 +359,9 @@ def test_imagine_is_one_rollout_from_the_start_states(make_dreamer, discrete):
 def test_actors_take_the_states_that_they_see_as_given(make_dreamer, discrete):
     """An action's gradient reaches later states, but no policy's reaction to them."""
     dreamer = make_dreamer(discrete=discrete)
-    deter, stoch = (part.flatten(0, 1) for part in states(dreamer.world))
+    deter, *rest = (part.flatten(0, 1) for part in states(dreamer.world))
     deter.requires_grad_()
-    feat, action, entropy = dreamer.behavior.imagine(dreamer.world, (deter, stoch))
+    feat, action, entropy = dreamer.behavior.imagine(dreamer.world, (deter, *rest))
     weight = torch.randn_like(feat[:, 1:])
     assert torch.autograd.grad((feat[:, 1:] * weight).sum(), deter, retain_graph=True)[0].any()
     for part in (action, entropy):
@@ -461,11 +480,12 @@ def test_starts_are_all_states_or_a_random_part_of_them(make_dreamer):
     ends[0, 1] = True
     seen = set()
     for _ in range(50):
-        (deter, stoch), alive = dreamer.behavior._choose_starts(state, ends)
-        assert len(deter) == len(stoch) == len(alive) == 4
-        for row, category, living in zip(deter, stoch, alive, strict=True):
+        (deter, *rest), alive = dreamer.behavior._choose_starts(state, ends)
+        assert all(len(part) == 4 for part in (deter, *rest, alive))
+        for row, *others, living in zip(deter, *rest, alive, strict=True):
             index = int((state[0].flatten(0, 1) == row).all(-1).nonzero())
-            assert torch.equal(category, state[1].flatten(0, 1)[index])
+            for part, other in zip(state[1:], others, strict=True):
+                assert torch.equal(other, part.flatten(0, 1)[index])
             assert living == (index != 1)
             seen.add(index)
     assert seen == set(range(6))
@@ -500,7 +520,7 @@ REACH = {
     "image": (*CORE, "world.decoder.cnn"),
     "reward": (*CORE, "world.reward"),
     "cont": (*CORE, "world.cont"),
-    "next_vector": (*CORE, "world.rssm.prior", "world.decoder.mlp"),
+    "next_vector": (*CORE, "world.rssm.prior", "world.motion"),
     "next_reward": (*CORE, "world.rssm.prior", "world.reward"),
     "next_cont": (*CORE, "world.rssm.prior", "world.cont"),
     "dyn": (*CORE, "world.rssm.prior"),
@@ -522,6 +542,8 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     image, told = sees != "vectors", sees == "image, told"
     settings = {"imag_gradient": gradient, "discrete": discrete, "action_sizes": (2, 2)}
     dreamer = make_dreamer(reward, image, told, entropy=0.0, **settings)
+    if dreamer.world.motion:  # which expects no motion at the start
+        nn.init.normal_(dreamer.world.motion.out.weight)
     batch = make_batch(dreamer.world, **VECTORS, **(IMAGE if image else {}))
     reward = combine_rewards(batch["reward"], dreamer.reward)
     losses, state, feat, _ = dreamer.world.loss(batch, reward)
@@ -532,9 +554,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     missing = {"vectors": {"image", "embed"}, "image": unseen, "image, told": set()}
     assert set(losses) == set(REACH) - missing[sees]
     for name, loss in losses.items():
-        # What a last bias adds to all vectors alike has no part in their change.
-        some = {"world.decoder.mlp.out.bias"} if name == "next_vector" else set()
-        assert reached(loss, dreamer) - some == names(dreamer, *REACH[name]) - some, name
+        assert reached(loss, dreamer) == names(dreamer, *REACH[name]), name
     reached(losses["actor"], dreamer)
     for name, parameter in dreamer.behavior.actors.named_parameters():
         if not name.startswith(("view.", "joint.")):  # what every agent has of its own
@@ -601,13 +621,13 @@ def test_policy_infers_then_acts_within_bounds(make_dreamer, make_batch, discret
     dreamer = make_dreamer(discrete=discrete, max_std=5.0)
     rows = {k: v[:, 0] for k, v in make_batch(dreamer.world).items() if k != "initial"}
     rows["is_first"][:] = False
-    start = tuple(part[0] for part in states(dreamer.world, 1, 3))
+    start = tuple(part[0] for part in states(dreamer.world, 1, 3)[:2])
     torch.manual_seed(1)
     action, state = dreamer.policy(rows, rows["action"], start, explore=True)
     torch.manual_seed(1)
     embed = dreamer.world.encoder(rows)
     expected = dreamer.world.rssm.obs_step(start, rows["action"], embed, rows["is_first"])
-    seen = dreamer.world.anchor(expected, rows)
+    seen = dreamer.world.complete(expected, rows)
     policy = dreamer.behavior.actors(dreamer.world.features(seen))
     assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
     assert torch.allclose(action, policy.sample().clamp(-1, 1)) and action.abs().max() <= 1
