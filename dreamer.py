@@ -75,7 +75,7 @@ def train(config: Config, logdir: Path, learner: Learner, run: Run) -> None:
                 meter.tally.add(rows)
             run.step += row_steps
             too_few = distributed.anywhere(recorder.replay.steps_per_copy <= config.batch_length)
-            if not too_few and (run.step >= config.prefill or config.offline_traindir):
+            if not too_few:
                 run.owed += row_steps * config.train_ratio / replayed
             while run.owed >= 1:
                 run.owed -= 1

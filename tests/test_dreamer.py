@@ -246,8 +246,14 @@ def test_steps_count_every_simulator_step_of_an_action(tmp_path):
     rows = metrics(tmp_path)
     assert rows[-1]["step"] == 320 and rows[-1]["eval_length"] == 10  # actions of 2 steps each
     assert torch.load(tmp_path / "latest.pt", weights_only=True)["updates"] == pytest.approx(
-        (320 - 160) * 8 / 32, abs=2
+        (320 - 64) * 8 / 32, abs=2
     )
+
+
+def test_the_first_actions_of_a_team_are_not_its_first_lesson(tmp_path):
+    run(tmp_path, "--steps", "160")  # all of them random
+    updates = torch.load(tmp_path / "latest.pt", weights_only=True)["updates"]
+    assert updates == pytest.approx((160 - 32) * 8 / 32, abs=2)  # from 9 rows of each copy on
 
 
 def test_the_image_head_can_be_left_behind_and_begun_anew(finished, tmp_path):
