@@ -17,7 +17,13 @@ from distributions import Histogram
 from latents import Normals, OneHots
 from layers import Linear
 from networks import RSSM, Actors, Head, TeamHead
-from observations import MultiDecoder, MultiEncoder, make_image_decoder, newest_share
+from observations import (
+    MultiDecoder,
+    MultiEncoder,
+    image_error,
+    make_image_decoder,
+    newest_share,
+)
 
 Latent = tuple[Tensor, Tensor]  # deter, stoch: a state of the RSSM
 State = tuple[Tensor, Tensor, Tensor]  # and the vectors of the scene: see `WorldModel.complete`
@@ -299,8 +305,8 @@ class ImageProbe(nn.Module):
         return self.decoder(feat.detach())
 
     def loss(self, feat: Tensor, image: Tensor) -> Tensor:
-        """Squared error (...) summed over pixels, against uint8 images."""
-        return (self(feat) - image.float() / 255).square().sum((-3, -2, -1))
+        """The `image_error` (...) of what it draws of features (..., F)."""
+        return image_error(self(feat), image)
 
 
 class ReturnScale(nn.Module):

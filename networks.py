@@ -8,7 +8,7 @@ Symbols, here and in every other file:
     H  imagination horizon                                   E  embedding width
     S x K  categoricals and their classes                    D  deterministic width
     F  width of a feature, the state as the heads see it: D + S * K for the RSSM's own, and then
-       the vectors that it predicts for all agents (see `WorldModel.features`)
+       the vectors of all agents, seen or predicted (see `WorldModel.complete`)
 
 Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, A).
 """

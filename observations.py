@@ -254,6 +254,11 @@ def make_image_decoder(
     return ImageDecoder(inputs, size, depth, norm)
 
 
+def image_error(drawn: Tensor, image: Tensor) -> Tensor:
+    """Squared error (...) summed over pixels, of images (..., size, size, 3) against uint8 ones."""
+    return (drawn - image.float() / 255).square().sum((-3, -2, -1))
+
+
 class MultiDecoder(nn.Module):
     """Predicts observations back from features: the vectors by one MLP, the image by another net.
 
@@ -284,5 +289,5 @@ class MultiDecoder(nn.Module):
         return self.mlp(feat) if self.standard else feat[..., :0]
 
     def image_loss(self, feat: Tensor, image: Tensor) -> Tensor:
-        """Squared error (...) summed over pixels, against uint8 images."""
-        return (self.cnn(feat) - image.float() / 255).square().sum((-3, -2, -1))
+        """The `image_error` (...) of what it draws of features (..., F)."""
+        return image_error(self.cnn(feat), image)
