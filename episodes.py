@@ -19,6 +19,11 @@ from replay import Episode, Replay, Spaces
 from tools import replacing
 
 
+def _stamp(name: str) -> int:
+    """When a file was written, by its name: digits of the date and of the time, as one number."""
+    return int(name[:8] + name[9:21])
+
+
 class EpisodeFolder:
     """Whole episodes as one file each, "<UTC time>-<id>-<length>.npz", the oldest pruned first.
 
@@ -41,11 +46,11 @@ class EpisodeFolder:
         self.folder = Path(folder)
         self.limit_steps = limit_steps
         self.spaces = spaces
-        own = re.compile(r"(\d{8})T(\d{12})-[0-9a-f]{8}-(\d+)\.npz")
+        own = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}-(\d+)\.npz")
         found = [own.fullmatch(path.name) for path in sorted(self.folder.glob("*.npz"))]
-        self._files = collections.deque((name[0], int(name[3])) for name in found if name)
+        self._files = collections.deque((name[0], int(name[1])) for name in found if name)
         self._steps = sum(steps for _, steps in self._files)
-        self._stamp = max((int(name[1] + name[2]) for name in found if name), default=0)
+        self._stamp = max((_stamp(name) for name, _ in self._files), default=0)
         self._rows: Replay | None = None  # of the episodes under way
         self._queue: queue.Queue[Episode | None] = queue.Queue(queue_size)
         self._thread: threading.Thread | None = None
@@ -102,18 +107,25 @@ class EpisodeFolder:
         return filter(None, map(self._try_read, paths))
 
     def state_dict(self) -> dict:
-        """The episodes under way; nothing where the last ones have just ended."""
+        """The stamp of the newest file, and the episodes under way if there are any."""
+        self.close()
+        state = {"stamp": self._stamp}
         if self._rows is None or self._begins.min() == self._rows.written:
-            return {}
+            return state
         begin = int(self._begins.min())
         time = torch.arange(begin, self._rows.written, device=self._rows.device)
         time = time % self._rows.length
         rows = {key: ring.index_select(0, time) for key, ring in self._rows.rings.items()}
-        return {"rows": rows, "begins": (self._begins - begin).tolist()}
+        return state | {"rows": rows, "begins": (self._begins - begin).tolist()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on with the episodes that `state_dict` returned."""
-        if state:
+        """Go on with the episodes that `state_dict` returned.
+
+        Files that were written later are deleted: their steps are played once more.
+        """
+        while self._files and _stamp(self._files[-1][0]) > state["stamp"]:
+            self._delete(*self._files.pop())
+        if "rows" in state:
             for step in range(len(state["rows"]["is_last"])):
                 self.add({key: rows[step] for key, rows in state["rows"].items()}, ended=False)
             self._begins[:] = state["begins"]
@@ -167,9 +179,11 @@ class EpisodeFolder:
         self._files.append((name, steps))
         self._steps += steps
         while self._steps > self.limit_steps:
-            name, steps = self._files.popleft()
-            self._steps -= steps
-            (self.folder / name).unlink(missing_ok=True)
+            self._delete(*self._files.popleft())
+
+    def _delete(self, name: str, steps: int) -> None:
+        self._steps -= steps
+        (self.folder / name).unlink(missing_ok=True)
 
     def _report(self) -> None:
         """Warn of the first problem only, in the caller's thread, where a warning may raise."""

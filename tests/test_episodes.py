@@ -405,8 +405,9 @@ def test_recorded_extras_do_no_harm(tmp_path):
 def test_episodes_under_way_are_gone_on_with(tmp_path):
     folder = EpisodeFolder(tmp_path, 10**6, SPACES)
     run_folder(folder, 23, (7, 5, 90))
-    folder.close()
     torch.save(folder.state_dict(), tmp_path / "state.pt")
+    run_folder(folder, 40, (7, 5, 90), start=23)  # and is killed: these steps are played again
+    folder.close()
     folder = EpisodeFolder(tmp_path, 10**6, SPACES)
     folder.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     run_folder(folder, 90, (7, 5, 90), start=23)
@@ -417,10 +418,10 @@ def test_episodes_under_way_are_gone_on_with(tmp_path):
 def test_where_all_episodes_have_just_ended_none_is_gone_on_with(tmp_path):
     folder = EpisodeFolder(tmp_path, 10**6, SPACES)
     run_folder(folder, 12, (6, 6, 6))
-    folder.close()
-    assert folder.state_dict() == {}
+    state = folder.state_dict()
+    assert state.keys() == {"stamp"}
     again = EpisodeFolder(tmp_path, 10**6, SPACES)
-    again.load_state_dict({})
+    again.load_state_dict(state)
     run_folder(again, 7, (6, 6, 6), start=12)
     again.close()
     assert spans(load(again)) == true_episodes(19, (6, 6, 6))

@@ -91,12 +91,30 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path, monkey
         for state in (one, two):
             del state["stamp"]
             if name == "moment.pt":
-                del state["settings"], state["meter"]["last"]
+                del state["settings"], state["meter"]["last"], state["folder"]["stamp"]
                 for key in TIMED:
                     state["logger"]["numbers"].pop(key, None)
         check_equal(one, two)
     names = [sorted(p.name[-12:] for p in (f / "train_eps").iterdir()) for f in (whole, parts)]
     assert len(names[0]) == len(names[1]) >= 4
+
+
+def test_a_stopped_run_that_is_resumed_and_killed_records_no_episode_twice(tmp_path, monkeypatch):
+    logdir, once = tmp_path / "run", ("--save_every", "100000")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12)
+        run(logdir, *once)
+    names = ("latest.pt", "moment.pt", "replay.pt")
+    stopped = {name: (logdir / name).read_bytes() for name in names}
+    for _ in range(2):  # the second time as if a kill had left only what the first stop wrote
+        for name, content in stopped.items():
+            (logdir / name).write_bytes(content)
+        with monkeypatch.context() as patch:
+            stop_after(patch, 24)
+            run(logdir, *once)
+    episodes = [np.load(path) for path in (logdir / "train_eps").iterdir()]
+    distinct = {b"".join(episode[key].tobytes() for key in episode) for episode in episodes}
+    assert len(distinct) == len(episodes) > 8
 
 
 def test_a_run_whose_scenario_was_edited_goes_on_from_its_episodes(tmp_path, monkeypatch, counting):
