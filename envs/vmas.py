@@ -85,7 +85,11 @@ class Vmas:
                 continuous_actions=not discrete,
                 terminated_truncated=True,
             )
-            self.obs_shapes = [tuple(obs.shape[1:]) for obs in self._observe().values()]
+            observed = list(self._observe().values())
+        for agent, obs in zip(self.simulator.agents, observed, strict=True):
+            if len(obs) != num_envs or not obs.shape[1]:
+                self._refuse(f"the observation of {agent.name}", obs, "width, at least 1")
+        self.obs_shapes = [tuple(obs.shape[1:]) for obs in observed]
         self._random = _seeded_state(seed, self.device)
         # Another stream than the simulator's, or random actions would follow its first draws.
         self._action_random = torch.Generator(self.device).manual_seed(seed + 2**31)
@@ -102,7 +106,9 @@ class Vmas:
         self._length = self._draw_length()  # steps after which all copies are reset again
         self._is_last = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._ended = list(range(num_envs))  # the same on the host: copies to reset next
-        self._infos: list[dict] = []  # what the scenario said of each agent at the last step
+        # What the scenario said of each agent in the simulator steps of the last action, and of
+        # which copies that counts.
+        self._infos: list[tuple[list[dict], Tensor]] = []
 
     def reset(self) -> dict[str, Tensor]:
         """Begin an episode in every copy and return the first rows."""
@@ -132,10 +138,12 @@ class Vmas:
         fresh, restarts = self._is_last, self._ended
         row, ended = self._blank_row(), []
         pictured = torch.zeros_like(fresh)  # copies whose final image is taken already
+        self._infos = []
         for remaining in reversed(range(self._action_repeat)):
-            new = self._simulate(actions)
+            new, told = self._simulate(actions)
             new["reward"] += row["reward"]
             stopped = fresh | row["is_last"]
+            self._infos.append((told, ~stopped))
             row = row | {key: _where(stopped, row[key], new[key]) for key in new}
             before, ended = ended, self._find_ended(row["is_last"])
             if len(ended) + len(restarts) == self.num_envs:
@@ -166,20 +174,20 @@ class Vmas:
 
     @property
     def info(self) -> dict[str, Tensor]:
-        """What the scenario's `info` gave in the last simulator step, by name: (B, N) float32.
+        """What the scenario's `info` gave during the last action, by name: (B, N) float32.
 
-        NaN for an agent that gave none. What is not one number a copy is left out.
+        Means over its simulator steps; NaN for an agent that gave none, and where an episode
+        begins. What is not one number a copy is left out.
         """
-        numbers = {
-            (name, agent): value.reshape(self.num_envs).float()
-            for agent, info in enumerate(self._infos)
-            for name, value in info.items()
-            if isinstance(value, Tensor) and value.numel() == self.num_envs
-        }
-        none = torch.full((self.num_envs,), torch.nan, device=self.device)
+        if not self._infos:
+            return {}
+        told = [_by_name(infos, self.num_envs) for infos, _ in self._infos]
+        counts = torch.stack([counts.unsqueeze(-1) for _, counts in self._infos])
+        names = [name for name in told[0] if all(name in numbers for numbers in told)]
+        numbers = {name: torch.stack([step[name] for step in told]) for name in names}
         return {
-            name: torch.stack([numbers.get((name, i), none) for i in range(self.n_agents)], -1)
-            for name in dict.fromkeys(name for name, _ in numbers)
+            name: torch.where(counts, value, 0).sum(0) / counts.sum(0)
+            for name, value in numbers.items()
         }
 
     @property
@@ -247,6 +255,12 @@ class Vmas:
         self._is_last, self._ended = state["is_last"], state["ended"]
         self.set_random_state(state["random"])
 
+    def _refuse(self, what: str, value: Tensor, expected: str = "") -> None:
+        """Raise a `ScenarioError`: what the scenario gave for the copies has another shape."""
+        wrong = f"{what} has shape {tuple(value.shape)}"
+        right = f"({self.num_envs}, {expected})" if expected else f"({self.num_envs},)"
+        raise ScenarioError(f"scenario '{self.name}': {wrong}, not {right}")
+
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         """Let the simulator work, from random states of its own; its faults are `ScenarioError`."""
@@ -309,24 +323,26 @@ class Vmas:
         scaled = self._action_centre + self._action_scale * action.clamp(-1, 1)
         return [scaled[:, i, :size] for i, size in enumerate(self.action_sizes)]
 
-    def _simulate(self, actions: list[Tensor]) -> dict[str, Tensor]:
-        """Advance the simulator by one step; what the row says about it, image aside."""
+    def _simulate(self, actions: list[Tensor]) -> tuple[dict[str, Tensor], list[dict]]:
+        """Advance the simulator by one step; its row, image aside, and the agents' infos."""
         with self._at_work():
-            observations, rewards, terminated, truncated, self._infos = self.simulator.step(actions)
+            observations, rewards, terminated, truncated, told = self.simulator.step(actions)
         self._steps += 1
+        if terminated.numel() != self.num_envs:
+            self._refuse("what `done` returns", terminated)
         terminal = terminated.reshape(self.num_envs).bool()
         truncated = truncated | self._all_end()
         for agent, reward in zip(self.simulator.agents, rewards, strict=True):
             if reward.numel() != self.num_envs:
-                wrong = f"the reward of {agent.name} has shape {tuple(reward.shape)}"
-                raise ScenarioError(f"scenario '{self.name}': {wrong}, not ({self.num_envs},)")
+                self._refuse(f"the reward of {agent.name}", reward)
         rewards = [reward.reshape(self.num_envs).float() for reward in rewards]
-        return {
+        row = {
             **_named(observations),
             "reward": torch.stack(rewards, -1),
             "is_last": terminal | truncated,
             "is_terminal": terminal,
         }
+        return row, told
 
     def _find_ended(self, is_last: Tensor) -> list[int]:
         """Indices of the copies whose episode has ended; asks the device only if it must."""
@@ -392,9 +408,25 @@ def opposed_agents(env: Environment, steps: int = 60, hold: int = 15) -> tuple[i
     covariance = deviation.T @ deviation
     variance = covariance.diagonal().clamp(min=1e-6)  # a reward that hardly changes opposes none
     correlation = covariance / (variance * variance[:, None]).sqrt()
-    if correlation.min() > _OPPOSED:
+    if not correlation.min() <= _OPPOSED:  # nor where a reward is NaN, which no agent is paid
         return None
     return tuple(sorted(divmod(correlation.argmin().item(), env.n_agents)))
+
+
+def _by_name(infos: list[dict], num_envs: int) -> dict[str, Tensor]:
+    """What the agents' infos hold that is one number a copy: (B, N), NaN for an agent without."""
+    numbers = {
+        (name, agent): value.reshape(num_envs).float()
+        for agent, info in enumerate(infos)
+        for name, value in info.items()
+        if isinstance(value, Tensor) and value.numel() == num_envs
+    }
+    names = dict.fromkeys(name for name, _ in numbers)
+    if not names:
+        return {}
+    none = torch.full_like(next(iter(numbers.values())), torch.nan)
+    agents = range(len(infos))
+    return {name: torch.stack([numbers.get((name, i), none) for i in agents], -1) for name in names}
 
 
 def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:

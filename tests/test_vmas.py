@@ -143,6 +143,11 @@ def test_a_scenario_that_is_edited_meanwhile_stays_the_same_task(counting):
             "reward.mean()",
             r"reward of agent 0 has shape \(\), not \(2,\)",
         ),
+        (
+            "        return self.steps >= ",
+            "        return torch.zeros(2, 2) >= ",
+            r"what `done` returns has shape \(2, 2\), not \(2,\)",
+        ),
         ("reward.unsqueeze(-1)", "reward / {}", r"TypeError: unsupported .*, line \d+\)"),
         ("self.steps += 1", "self.stepz += 1", r"AttributeError: .*counting.py, line 26\)"),
     ],
@@ -290,6 +295,19 @@ def test_info_of_some_agents(monkeypatch):
     env.step(env.random_action())
     assert env.info.keys() == {"a"}
     assert env.info["a"].nan_to_num(-1).tolist() == [[-1, 1, -1], [-1, 2, -1]]
+
+
+def test_info_of_repeated_actions_is_its_mean_until_the_end(counting):
+    """What happens after an end is of no episode, and where one begins nothing was told yet."""
+    path = Path(counting)
+    told = "\n\n    def info(self, agent):\n        return {'step': self.steps}\n"
+    path.write_text(path.read_text() + told)
+    env = Vmas(counting, 3, action_repeat=3)  # whose copies end after 3, 4 and 5 steps
+    env.reset()
+    env.step(env.random_action())
+    assert env.info["step"].tolist() == [[2, 2]] * 3
+    env.step(env.random_action())
+    assert env.info["step"].nan_to_num(-1).tolist() == [[-1, -1], [4, 4], [4.5, 4.5]]
 
 
 def test_reset_in_the_middle_begins_everywhere(counting):
