@@ -107,10 +107,13 @@ class OneHotActions:
     """Discrete actions of N agents; logits (..., N, A), mask (N, A) is 1 for actions that exist."""
 
     def __init__(self, logits: Tensor, mask: Tensor, mix: float):
-        probs = logits.float().masked_fill(mask == 0, -torch.inf).softmax(-1)
+        logits = logits.float().masked_fill(mask == 0, -torch.inf)
         uniform = mask / mask.sum(-1, keepdim=True)
-        self.probs, self.mask = (1 - mix) * probs + mix * uniform, mask
-        self.log_probs = torch.where(mask > 0, self.probs, 1.0).log()
+        self.probs, self.mask = (1 - mix) * logits.softmax(-1) + mix * uniform, mask
+        if mix:
+            self.log_probs = torch.where(mask > 0, self.probs, 1.0).log()
+        else:  # finite, however sure
+            self.log_probs = torch.where(mask > 0, logits.log_softmax(-1), 0.0)
 
     @property
     def mode(self) -> Tensor:

@@ -158,6 +158,14 @@ def test_one_hot_actions_against_torch():
         assert policy.mode[:, agent].sum(-1).eq(1).all()
 
 
+def test_actions_that_are_certain_have_an_entropy_without_mixing():
+    logits = torch.tensor([120.0, 0.0, 0.0]).expand(3, 3).clone().requires_grad_()
+    policy = OneHotActions(logits, make_mask(), 0.0)
+    (policy.entropy().sum() + policy.log_prob(policy.mode).sum()).backward()
+    assert policy.entropy().tolist() == pytest.approx([0.0] * 3, abs=1e-5)
+    assert logits.grad.isfinite().all()
+
+
 def test_padding_of_discrete_actions_is_never_drawn():
     # The padded logits are the highest, and uniform mixing must not revive them either.
     logits = torch.tensor([0.0, 0.0, 50.0]).expand(20_000, 3, 3)
