@@ -8,6 +8,7 @@ import torch
 
 from config import Config
 from envs import Environment
+from envs.scenarios import scenario_names
 from envs.vmas import Vmas, opposed_agents
 from models import Dreamer, ImagBehavior, ImageProbe, WorldModel
 from tools import UserError
@@ -151,7 +152,8 @@ def make_env(
     """
     suite, _, scenario = config.task.partition("_")
     if suite != "vmas" or not scenario:
-        raise UserError(f"--task {config.task}: expected vmas_ and the name of a scenario")
+        hint = f", such as vmas_{config.task}" if config.task in scenario_names() else ""
+        raise UserError(f"--task {config.task}: expected vmas_ and the name of a scenario{hint}")
     return Vmas(
         scenario,
         num_envs,

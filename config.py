@@ -115,7 +115,11 @@ def load_config(
             _assign(values, defaults, key, value, source)
     for key, words in flags:
         if key != "configs":
-            _assign(values, defaults, key, _read(words, _lookup(defaults, key, "--")), "--")
+            default = _lookup(defaults, key, "--")
+            value = _read(words, default)
+            group = isinstance(default, Mapping) and isinstance(value, Mapping)
+            for path, leaf in _leaves({key: value}) if group else [(key, value)]:
+                _assign(values, defaults, path, leaf, "--")
     for key in required:
         if values[key] == "":
             raise UserError(f"--{key} is missing: give it as --{key} VALUE")
@@ -276,7 +280,7 @@ def _lookup(defaults: Mapping[str, Any], path: str, source: str) -> Any:
     if isinstance(group, Mapping) and name in group:
         return group[name]
     dashes = "--" if source == "--" else ""
-    known = [key for key, _ in _leaves(defaults)]
+    known = ["configs"] * bool(dashes) + [key for key, _ in _leaves(defaults)]
     free = [f"{key}.{name}" for key, value in _leaves(defaults) if value == {}]
     raise UnknownSetting(f"{source}{path}: no such setting{_nearest(path, known, free, dashes)}")
 

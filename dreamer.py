@@ -34,7 +34,7 @@ from models import Dreamer
 from replay import Replay
 from rollout import Episodes, play_episodes, summarise
 from run import Run
-from tools import GracefulExit, Logger, UserError, replacing, resolve_device
+from tools import GracefulExit, Logger, UserError, readable, replacing, resolve_device
 
 EVAL_SEED = 1_000_000  # evaluation's scenes are never those of training
 EVAL_DRAWS = 2**29  # from its seed to that of the states that it draws: another stream than scenes
@@ -207,7 +207,7 @@ def main(argv: list[str]) -> None:
     """Do what the command line asks for. Raises `UserError`, `ScenarioError` and `RankLost`."""
     settings = Path(__file__).with_name("configs.yaml")
     config = load_config(argv, settings)
-    logdir = Path(config.logdir)
+    logdir = readable(Path(config.logdir), "--logdir")
     written = logdir / "config.yaml"
     if config.eval_only:  # a trained team is played with the settings that it was trained with
         if not written.exists():
@@ -222,7 +222,11 @@ def main(argv: list[str]) -> None:
     learner, checkpoints = Learner(own, make_dreamer(own, env)), Checkpoints(logdir)
     begun = read_yaml(written) if written.exists() else {}
     if begun:
-        check_compatible(begun, config, NETWORKS if config.eval_only else FIXED)
+        try:
+            check_compatible(begun, config, NETWORKS if config.eval_only else FIXED)
+        except UserError as error:
+            repeat = "expected its own --configs and flags again, or another --logdir"
+            raise UserError(f"--logdir {logdir}: {error}; {repeat}") from None
         config = keep_origin(config, begun)
     if config.eval_only:
         if not (saved := checkpoints.load(device)):

@@ -13,7 +13,7 @@ from episodes import EpisodeFolder
 from latents import LATENTS
 from models import Dreamer
 from replay import Replay, fill
-from tools import UserError
+from tools import UserError, readable
 
 
 class Recorder:
@@ -67,6 +67,8 @@ class Recorder:
 
         Raises `UserError` if `folder` holds too little to learn from.
         """
+        if folder and not readable(Path(folder), "--offline_traindir").is_dir():
+            raise UserError(f"--offline_traindir {folder}: there is no such folder")
         own = self.folder
         source = EpisodeFolder(folder, own.limit_steps, own.spaces) if folder else own
         # Ranks share a folder of episodes; each has one of its own as well.

@@ -29,6 +29,15 @@ class UserError(Exception):
     """Something that the user can put right; its message is one clear line."""
 
 
+def readable(path: Path, flag: str) -> Path:
+    """The path that a flag gives. Raises `UserError` if the system cannot even look there."""
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long, a folder that is not ours to enter
+        raise UserError(f"{flag} {path}: {error.strerror}") from error
+    return path
+
+
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU without one. Raises `UserError` if it is not there."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]

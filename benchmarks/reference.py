@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from vmas import make_env, mpe_scenarios
+from vmas import make_env, mpe_scenarios, scenarios
 from vmas.simulator.environment import Environment
 
 from config import load_config
@@ -126,7 +126,8 @@ def _cell(task: str, policy: Policy | None, copies: int, seed: int, presets: Seq
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    shipped = sorted([*scenarios, *mpe_scenarios])
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=shipped, metavar="TASK")
     parser.add_argument("--copies", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--configs", nargs="+", default=["vmas_vector", "benchmarl"])

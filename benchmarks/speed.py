@@ -32,8 +32,9 @@ from latents import LATENTS
 from learner import Learner
 from replay import Replay
 from rollout import Player
-from tools import resolve_device
+from tools import UserError, resolve_device
 
+SETTINGS = Path(__file__).resolve().parent.parent / "configs.yaml"
 SIZES = ("default", "size1m", "size12m", "size25m")
 SEES = {"vectors": "vmas_vector", "images": "vmas"}
 AGENTS = (1, 2, 4, 8)
@@ -56,7 +57,6 @@ class Bench:
     def __init__(self, case: Case, flags: list[str]):
         size, sees, agents = case
         presets = [SEES[sees]] + [size] * (size != "default")
-        settings = Path(__file__).resolve().parent.parent / "configs.yaml"
         argv = [
             "--configs",
             *presets,
@@ -66,7 +66,7 @@ class Bench:
             "none",
             *flags,
         ]
-        self.config = load_config(argv, settings)
+        self.config = load_config(argv, SETTINGS)
         set_up_torch(self.config)
         self.device = resolve_device(self.config.device)
         self.env = make_env(self.config, self.device, self.config.envs, seed=0)
@@ -203,6 +203,10 @@ def main() -> None:
     parser.add_argument("--trace", metavar="FILE", help="profile updates into FILE instead")
     args, flags = parser.parse_known_args()
     flags += ["--device", args.device]
+    try:
+        load_config(["--logdir", "none", *flags], SETTINGS)
+    except UserError as error:
+        parser.error(str(error))
     if args.trace:
         trace(args.trace, flags)
         return

@@ -138,14 +138,17 @@ def _run_file(path: Path) -> ModuleType:
 
 def _module(name: str) -> ModuleType:
     """Import a scenario's module; a name that is no module is an unknown scenario."""
-    unknown = f"unknown scenario '{name}'; {_nearest(name, scenario_names())}"
+    unknown = f"unknown scenario '{name}'; "
+    nearest = _nearest(name, scenario_names())
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ScenarioError(unknown)
+        raise ScenarioError(unknown + nearest)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if name == error.name or name.startswith(f"{error.name}."):
-            raise ScenarioError(unknown) from error
+            if "." in name and not nearest.startswith("nearest"):
+                nearest = f"there is no module '{error.name}'"
+            raise ScenarioError(unknown + nearest) from error
         raise
 
 

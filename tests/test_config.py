@@ -201,6 +201,8 @@ def test_value_of_flag(load, line, value):
         ("--layers 1 b", "--layers: expected a list, each item a whole number, got [1, 'b']"),
         ("--scenario.n={a:1}", "--scenario.n: expected"),
         ("--actor 3", "--actor: a group has no value of its own; it has actor.entropy"),
+        ('--actor={"entropi":3}', "--actor.entropi: no such setting; nearest: --actor.entropy"),
+        ("--config vmas", "--config: no such setting; nearest: --configs"),
         ("--scenario 3", "--scenario: a group has no value of its own; it has scenario.NAME"),
         ("--steps", "--steps needs a value: a whole number"),
         ("--train --steps 3", "--train needs a value: true or false"),
@@ -336,6 +338,12 @@ def test_saved_settings_come_between_defaults_and_presets(load, path, tmp_path):
     saved.write_text("steps: many")
     with pytest.raises(UserError, match=r"config.yaml: steps: expected a whole number"):
         load_config(argv, path, saved=saved)
+
+
+def test_a_group_takes_keys_with_values(load):
+    config = load('--actor={"entropy":1,"dist":{"name":"x"}} --scenario={"n":4}')
+    assert (config.actor.entropy, config.actor.units, config.actor.dist.name) == (1.0, 256, "x")
+    assert config.scenario.as_dict() == {"n": 4}
 
 
 def test_check_compatible_names_every_difference():

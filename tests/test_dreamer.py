@@ -391,6 +391,9 @@ ERRORS = [
     (["--task", "vmas_simple_spred"], "simple_spread"),
     (["--task", "atari_pong"], "vmas_"),
     (["--task", "vmas_"], "vmas_"),
+    (["--task", "simple_spread"], "such as vmas_simple_spread"),
+    (["--task", "vmas_no_package.meet"], "no module 'no_package'"),
+    (["--model", "{lr: 1, decai: 3}"], "model.decai: no such setting; nearest: --model.decay"),
     (["--scenario.n_agent", "4"], "n_agents"),
     (["--scenario.n_agents", "nine"], "n_agents|scenario"),
     (["--configs", "vmas_vectr"], "vmas_vector"),
@@ -430,7 +433,7 @@ ERRORS = [
     (["--actor.max_std", "0.05"], "max_std 0.05: expected min_std, 0.1, or more"),
     (["--seed", "-1"], "seed -1: expected 0 to"),
     (["--discount", "1.5"], "discount 1.5: expected 0 to 1"),
-    (["--offline_traindir", "nowhere"], "nowhere"),
+    (["--offline_traindir", "nowhere"], "nowhere: there is no such folder"),
     (["--eval_only", "True"], "there is no run to evaluate"),
     (["--train_restart", "30"], "train_restart 30: expected at most time_limit, 20"),
     (["stray"], "stray"),
@@ -463,6 +466,11 @@ def test_a_logdir_of_another_run_is_refused_field_by_field(finished):
     with pytest.raises(UserError, match=r"units: saved 16, now 24"):
         run(finished, "--units", "24", "--steps", "9000")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_logdir_with_a_name_too_long_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--logdir .*xxx: File name too long"):
+        run(tmp_path / ("x" * 300))
 
 
 def test_a_logdir_that_is_a_file_is_refused(tmp_path):
