@@ -181,7 +181,7 @@ def table(task: Mapping, runs: Sequence[Run]) -> str:
 
 def summary(tasks: Mapping[str, Mapping], runs: Sequence[Run]) -> str:
     """Markdown: a line for each run that says at which step it is to be read (`headline`)."""
-    lines = ["| | team of Dreamers | after | seeds | random | others |", "|" + " --- |" * 6]
+    lines = ["| | team of Dreamers | after | seeds | random | for comparison |", "|" + " --- |" * 6]
     for run in (run for run in runs if run.headline):
         rivals = [other for other in runs if other.baseline and other.task == run.task]
         lines.append("| " + " | ".join(_headline(tasks[run.task], run, rivals)) + " |")
@@ -194,7 +194,6 @@ def _headline(task: Mapping, run: Run, rivals: Sequence[Run]) -> list[str]:
     random = f"{levels.pop('random'):,}" if "random" in levels else "-"
     others = [f"{name} {value:,}" for name, value in levels.items()]
     others += [_near_and_last(rival, run.headline) for rival in rivals]
-    others += _others(task, last=True)
     what, cell = f"{task['title']}: {run.label}", _cell(run.at(run.headline), run)
     return [what, cell, f"{run.headline:,} steps", run.seeds_text, random, "; ".join(others)]
 
@@ -222,20 +221,12 @@ def _known(task: Mapping) -> list[str]:
     """A paragraph on what others reach and what is aimed at, where anything is known."""
     parts = [f"{name} {value:g}" for name, value in task.get("levels", {}).items()]
     parts += [
-        f"{text} ({other['source']})"
-        for text, other in zip(_others(task), task.get("known", []), strict=True)
+        f"{other['label']} {_by_step(other['returns'])} ({other['source']})"
+        for other in task.get("known", [])
     ]
     if targets := task.get("targets"):
         parts.append(f"our aim {_by_step(targets)}")
     return [f"For comparison: {'; '.join(parts)}.", ""] if parts else []
-
-
-def _others(task: Mapping, last: bool = False) -> list[str]:
-    """What others reach, each in words; with `last`, after their most steps alone."""
-    known = [(other["label"], other["returns"]) for other in task.get("known", [])]
-    if last:
-        known = [(label, {max(returns): returns[max(returns)]}) for label, returns in known]
-    return [f"{label} {_by_step(returns)}" for label, returns in known]
 
 
 def _by_step(returns: Mapping[int, float]) -> str:
