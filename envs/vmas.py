@@ -88,7 +88,7 @@ class Vmas:
             observed = list(self._observe().values())
         for agent, obs in zip(self.simulator.agents, observed, strict=True):
             if len(obs) != num_envs or not obs.shape[1]:
-                self._refuse(f"the observation of {agent.name}", obs, "width, at least 1")
+                self._refuse(f"the observation of {agent.name}", obs, "1 or more")
         self.obs_shapes = [tuple(obs.shape[1:]) for obs in observed]
         self._random = _seeded_state(seed, self.device)
         # Another stream than the simulator's, or random actions would follow its first draws.

@@ -122,6 +122,14 @@ def test_rewards_that_are_only_different_are_not_opposed(name):
     assert opposed_agents(Vmas(name, 64, time_limit=None, scenario_args=TEAMS[name])) is None
 
 
+def test_rewards_that_are_no_numbers_are_not_opposed(counting):
+    path = Path(counting)
+    path.write_text(
+        path.read_text().replace("return reward.unsqueeze(-1)", "return reward * torch.nan")
+    )
+    assert opposed_agents(Vmas(counting, 4)) is None
+
+
 def test_a_team_reward_of_opposed_rewards_is_refused_unless_forced():
     before = torch.get_rng_state()
     for mode in ("mean", "sum"):

@@ -160,6 +160,18 @@ def test_a_fault_of_a_scenario_at_work_is_one_line(counting, old, new, message):
     assert counting in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("observation", "shape"), [("torch.zeros(5)", r"\(5, 1\)"), ("torch.zeros(2, 0)", r"\(2, 0\)")]
+)
+def test_an_observation_that_fits_no_copies_is_refused(counting, observation, shape):
+    path = Path(counting)
+    old = 'return parts if agent.name == "agent 0" else agent.state.pos'
+    path.write_text(path.read_text().replace(old, f"return {observation}"))
+    wrong = rf"observation of agent 0 has shape {shape}, not \(2, 1 or more\)"
+    with pytest.raises(ScenarioError, match=wrong):
+        Vmas(counting, 2)
+
+
 def test_row_layout(counting):
     env = Vmas(counting, 3, image_size=16)
     assert (env.n_agents, env.num_envs, env.image_size, env.discrete) == (2, 3, 16, False)
