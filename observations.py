@@ -153,16 +153,13 @@ def newest_share(count: Tensor, slowest: float = 1e-3) -> Tensor:
 
 
 class Standard(nn.Module):
-    """Vectors of observations, head to tail (..., outputs), after symlog and on one footing: each
-    number has deviation 1, and varies about 0. Takes those that `sizes` maps to their widths.
+    """Vectors of observations, head to tail (..., outputs), after symlog and on one footing: about
+    mean 0 and deviation 1 each number. Takes those that `sizes` maps to their widths.
 
     What is small, like a lidar's reading, would be drowned by positions, both as an input and in
     the squared error of its prediction. Means and deviations are those of the replayed rows, over
     all agents of a kind (`kinds_of`): what learns about one agent from another (`TeamView`) must
     find the same place at the same numbers. They are buffers, so that a checkpoint holds them.
-
-    Numbers that lie about 0 anyway are hardly moved: they are mostly a place, seen from an agent,
-    and how far that is (`PairMLP`) must be counted from the agent.
     """
 
     FINEST = 0.05  # deviations below it count as this much: not every trifle is worth predicting
@@ -184,11 +181,8 @@ class Standard(nn.Module):
         self.square.lerp_(self._of_kind(rows.square().mean(0)), rate)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        squared = self.mean.square()
-        deviation = (self.square - squared).clamp(min=self.FINEST**2).sqrt()
-        # All of a mean that is far from 0 beside the deviation, and next to nothing of a small one.
-        centre = self.mean * squared / self.square.clamp(min=self.FINEST**2)
-        return (self._join(obs) - centre) / deviation
+        deviation = (self.square - self.mean.square()).clamp(min=self.FINEST**2).sqrt()
+        return (self._join(obs) - self.mean) / deviation
 
     def _of_kind(self, numbers: Tensor) -> Tensor:
         """Each agent's numbers (outputs) as the mean over agents of its kind."""

@@ -90,7 +90,7 @@ def test_keypoints_are_drawn_where_they_are_in_the_colour_they_got():
 
 def test_a_standard_puts_vectors_on_one_footing():
     standard = Standard({"agent0": 1, "agent1": 2})
-    symlogs = torch.randn(3, 4, 5, 3) * torch.tensor([0.5, 0.3, 0.01]) + 6
+    symlogs = torch.randn(3, 4, 5, 3) * torch.tensor([2.0, 0.3, 0.01]) + 1
     batches = dict(zip(("agent0", "agent1"), symexp(symlogs).split([1, 2], -1), strict=True))
     assert torch.allclose(standard(batches), symlogs, atol=1e-5)
     for i in range(3):
@@ -99,38 +99,25 @@ def test_a_standard_puts_vectors_on_one_footing():
     deviation = rows.std(0, correction=0)
     assert deviation[2] < 0.05
     deviation[2] = 0.05  # less is noise
-    centred = (symlogs - rows.mean(0)) / deviation
-    assert torch.allclose(standard(batches), centred, rtol=0.01, atol=0.2)
-    assert torch.allclose(standard(batches).std((0, 1, 2)), centred.std((0, 1, 2)), rtol=1e-3)
-
-
-def test_what_lies_about_zero_keeps_its_zero():
-    """How far a place is from an agent is the length of the numbers that say where it is."""
-    standard = Standard({"agent0": 2})
-    for _ in range(200):
-        standard.update({"agent0": symexp(0.5 * torch.randn(4000, 2) + torch.tensor([0.05, 3.0]))})
-    here, there = standard({"agent0": symexp(torch.tensor([[0.0, 3.0], [0.5, 3.5]]))})
-    assert here.abs()[0] < 0.005 and here.abs()[1] < 0.2
-    assert torch.allclose(there - here, torch.ones(2), atol=0.02)
+    assert torch.allclose(standard(batches), (symlogs - rows.mean(0)) / deviation, atol=1e-3)
 
 
 def test_vectors_of_one_width_have_one_footing():
     """Or an MLP that agents share would see the same place at other numbers for each of them."""
     standard = Standard({"agent0": 2, "agent1": 3, "agent2": 2})
-    far, further = torch.tensor([10.0, 0.0]), torch.tensor([10.5, 0.0])
-    shifts = {"agent0": further, "agent1": torch.ones(3), "agent2": far}
+    shifts = {"agent0": torch.tensor([0.5, 0.0]), "agent1": torch.ones(3), "agent2": torch.zeros(2)}
     rows = {key: symexp(torch.randn(4000, len(by)) + by) for key, by in shifts.items()}
     for _ in range(200):
         standard.update(rows)
-    same = symexp(torch.tensor([[10.25, 1.0]]))
+    same = symexp(torch.tensor([[0.25, 1.0]]))
     one, _, other = standard({"agent0": same, "agent1": torch.ones(1, 3), "agent2": same}).split(
         [2, 3, 2], -1
     )
-    assert torch.equal(one, other) and one[0, 0].abs() < 0.15
+    assert torch.equal(one, other) and one[0, 0].abs() < 0.1
     both = torch.cat([rows["agent0"], rows["agent2"]])
     rows |= {"agent0": both, "agent1": both[:, [0, 0, 0]], "agent2": both}
     found = torch.cat(standard(rows).split([2, 3, 2], -1)[::2])
-    assert torch.allclose(found.mean(0), torch.zeros(2), atol=0.15)
+    assert torch.allclose(found.mean(0), torch.zeros(2), atol=0.05)
     assert torch.allclose(found.std(0), torch.ones(2), atol=0.05)
 
 
