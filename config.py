@@ -7,6 +7,7 @@ and value that one function, `_assign`, checks and stores, so that both are held
 
 import copy
 import difflib
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ def load_config(
     # What the user has to give is text: a logdir called 2024 is no number.
     defaults |= {key: "" for key in required if defaults.get(key) is None}
     if "--help" in argv or "-h" in argv:
-        print(_usage(sections, defaults, _comments(path)))
+        _show(_usage(sections, defaults, _comments(path)))
         sys.exit(0)
     values = copy.deepcopy(defaults)
     flags = _parse(argv, defaults)
@@ -196,6 +197,14 @@ def _usage(
             *(f"  {flag:{width}}  {value}" for flag, value in rows),
         ]
     )
+
+
+def _show(text: str) -> None:
+    """Print a text, as far as anybody reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `--help | head` has seen enough; the rest goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _shown(key: str, value: Any) -> str:

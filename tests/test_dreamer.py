@@ -459,6 +459,13 @@ def test_an_error_ends_with_status_2_and_no_traceback(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_help_that_nobody_reads_to_its_end_is_no_error():
+    command = [sys.executable, ROOT / "dreamer.py", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
 def test_a_logdir_of_another_run_is_refused_field_by_field(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with pytest.raises(UserError, match=r"task: saved vmas_simple_spread, now vmas_balance"):
