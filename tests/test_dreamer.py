@@ -81,10 +81,12 @@ def test_the_readme_explains_every_metric(finished):
 
 def test_commands_of_the_readme_are_understood():
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line for line in "".join(blocks).splitlines() if "dreamer.py" in line]
+    whole = re.sub(r"\\\n\s*", "", "".join(blocks))
+    lines = [line.removesuffix("&") for line in whole.splitlines() if "dreamer.py" in line]
     assert len(lines) >= 7
     for line in lines:
-        assert load_config(line.partition("dreamer.py")[2].split(), SETTINGS).logdir
+        flags = line.replace("$seed", "0").partition("dreamer.py")[2].split()
+        assert load_config(flags, SETTINGS).logdir
 
 
 def test_the_code_of_the_readme_plays_a_trained_team(finished, monkeypatch):
@@ -92,7 +94,7 @@ def test_the_code_of_the_readme_plays_a_trained_team(finished, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "Player" in block)
     names: dict = {}
-    exec(code.replace("./logdir/spread", str(finished)), names)
+    exec(code.replace("./logdir/balance", str(finished)), names)
     rows = names["rows"]
     assert rows["reward"].shape == (8, 3) and rows["action"].shape == (8, 3, 2)
 
