@@ -116,11 +116,7 @@ def load_config(
             _assign(values, defaults, key, value, source)
     for key, words in flags:
         if key != "configs":
-            default = _lookup(defaults, key, "--")
-            value = _read(words, default)
-            group = isinstance(default, Mapping) and isinstance(value, Mapping)
-            for path, leaf in _leaves({key: value}) if group else [(key, value)]:
-                _assign(values, defaults, path, leaf, "--")
+            _assign(values, defaults, key, _read(words, _lookup(defaults, key, "--")), "--")
     for key in required:
         if values[key] == "":
             raise UserError(f"--{key} is missing: give it as --{key} VALUE")
@@ -297,10 +293,12 @@ def _lookup(defaults: Mapping[str, Any], path: str, source: str) -> Any:
 def _assign(
     values: dict[str, Any], defaults: Mapping[str, Any], path: str, value: Any, source: str
 ) -> None:
-    """Stores `value` in `values` at `path` if it suits the default there."""
+    """Stores `value` in `values` at `path` if it suits the default there; of a group, each part."""
     default = _lookup(defaults, path, source)
     if isinstance(default, Mapping):
         if isinstance(value, Mapping):
+            for key, part in value.items():
+                _assign(values, defaults, f"{path}.{key}", part, source)
             return
         keys = ", ".join(f"{path}.{key}" for key in default) or f"{path}.NAME"
         raise UserError(f"{source}{path}: a group has no value of its own; it has {keys}")

@@ -205,6 +205,7 @@ def main() -> None:
     flags += ["--device", args.device]
     try:
         load_config(["--logdir", "none", *flags], SETTINGS)
+        device = resolve_device(args.device)
     except UserError as error:
         parser.error(str(error))
     if args.trace:
@@ -213,7 +214,7 @@ def main() -> None:
     cases = [(size, sees, n) for size in args.sizes for sees in args.sees for n in args.agents]
     if args.quick:
         cases = QUICK
-    print(machine(resolve_device(args.device)) + (f", {' '.join(flags)}" if flags[2:] else ""))
+    print(machine(device) + (f", {' '.join(flags)}" if flags[2:] else ""))
     print()
     print_row(COLUMNS)
     print_row(["---"] * len(COLUMNS))
@@ -230,7 +231,7 @@ def main() -> None:
         "8 agents / 2 agents": (two, eight, flags, flags, pairs),
         "bfloat16 / float32, 2 agents": (two, two, exact, fast, pairs),
     }
-    if resolve_device(args.device).type == "cuda":
+    if device.type == "cuda":
         plain, graph = ([*flags, "--capture", kind] for kind in ("false", "true"))
         calls["captured / not, 2 agents"] = (two, two, plain, graph, pairs)
     for name, ratio in zip(calls, in_processes(compare, list(calls.values())), strict=True):

@@ -139,16 +139,14 @@ def _run_file(path: Path) -> ModuleType:
 def _module(name: str) -> ModuleType:
     """Import a scenario's module; a name that is no module is an unknown scenario."""
     unknown = f"unknown scenario '{name}'; "
-    nearest = _nearest(name, scenario_names())
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ScenarioError(unknown + nearest)
+        raise ScenarioError(unknown + _nearest(name, scenario_names()))
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if name == error.name or name.startswith(f"{error.name}."):
-            if "." in name and not nearest.startswith("nearest"):
-                nearest = f"there is no module '{error.name}'"
-            raise ScenarioError(unknown + nearest) from error
+            missing = f"there is no module '{error.name}'" if "." in name else ""
+            raise ScenarioError(unknown + _nearest(name, scenario_names(), missing)) from error
         raise
 
 
@@ -171,7 +169,8 @@ def _unknown_argument(scenario: str, argument: str, known: list[str]) -> str:
     return f"scenario '{scenario}' has no argument '{argument}'; {choices}"
 
 
-def _nearest(name: str, choices: list[str]) -> str:
-    """The choices most like a name, or all of them if none is, for an error message."""
-    close = difflib.get_close_matches(name, choices)
-    return ("nearest: " if close else "choose from: ") + ", ".join(close or choices)
+def _nearest(name: str, choices: list[str], otherwise: str = "") -> str:
+    """The choices most like a name, for an error message; if none is, `otherwise`, or all."""
+    if close := difflib.get_close_matches(name, choices):
+        return f"nearest: {', '.join(close)}"
+    return otherwise or f"choose from: {', '.join(choices)}"
