@@ -94,11 +94,11 @@ class Learner:
         """An update of the image head: as `_learn_all`."""
         with self._autocast():
             state = self.dreamer.infer(data)
-            feat = self.dreamer.world.features(self.dreamer.world.complete(state, data))
+            feat = self.dreamer.world.features(state)
             loss = self.dreamer.probe.loss(feat, data["image"]).mean()
         metrics = {"image_loss": loss.detach()}
         self._descend(loss, ("probe",), metrics)
-        return metrics, self.dreamer.world.rssm.pack(state)
+        return metrics, self.dreamer.world.rssm.pack(state[:2])
 
     def _autocast(self) -> torch.autocast:
         """Inside, products are in bfloat16, if `precision` says so.

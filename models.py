@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from distributed import concatenate
 from distributions import Histogram
 from latents import Normals, OneHots
-from layers import Linear
-from networks import RSSM, Actors, Head, TeamHead
+from networks import RSSM, Actors, Head, Sight, TeamHead
 from observations import (
     MultiDecoder,
     MultiEncoder,
@@ -150,17 +149,14 @@ class WorldModel(nn.Module):
             shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
         )
         self.widths = list(self.decoder.sizes.values())
-        self.sees_vectors = bool(self.widths) and self.decoder.sizes.keys() <= obs_shapes.keys()
-        self.glimpse = None
-        if self.encoder.image and self.widths:
-            # Vectors are read off the embedding too: what an encoder of images is taught by way of
-            # the codes alone, it learns slowly, and of replayed scenes (benchmarks/README.md).
-            self.glimpse = Linear(self.encoder.outputs, sum(self.widths))
-        self.feat = self.rssm.feat + sum(self.widths)
-        self.motion = None
+        count, own = sum(self.widths), self.rssm.feat
+        self.feat = own + count
+        self.sight = self.motion = None
+        if not self.decoder.sizes.keys() <= obs_shapes.keys():
+            self.sight = Sight(self.encoder.outputs, own, units, layers, count, norm)
         if self.widths:
             moved_by = self.feat + action_shape[0] * action_shape[1]
-            self.motion = Head(moved_by, units, layers, (sum(self.widths),), 0.0, norm)
+            self.motion = Head(moved_by, units, layers, (count,), 0.0, norm)
         self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
@@ -168,15 +164,16 @@ class WorldModel(nn.Module):
         """(..., F): what heads, actors and critic see of a state: the RSSM's, and the vectors."""
         return torch.cat([self.rssm.features(state[:2]), state[2]], -1)
 
-    def complete(self, state: Latent, obs: dict[str, Tensor]) -> State:
+    def complete(self, state: Latent, obs: dict[str, Tensor], embed: Tensor) -> State:
         """A state that the RSSM inferred, with the vectors (..., V) of the scene.
 
-        These are observed, where all of them are seen, and else decoded from the state; both as
-        `Standard` has them.
+        These are observed, where all of them are seen, and else read off the embedding (..., E) of
+        what is seen, as a code of the whole scene knows them several times less precisely
+        (benchmarks/README.md); both as `Standard` has them.
         """
-        if self.sees_vectors:
-            return (*state, self.decoder.standard(obs))
-        return (*state, self.decoder.vectors(self.rssm.features(state)))
+        if self.sight:
+            return (*state, self.sight(embed, self.rssm.features(state)))
+        return (*state, self.decoder.standard(obs) if self.widths else embed[..., :0])
 
     def img_step(self, state: State, action: Tensor) -> State:
         """Imagine the state that the joint action (B, N, A) leads to."""
@@ -202,16 +199,18 @@ class WorldModel(nn.Module):
             if part.standard:
                 part.standard.update(batch)
 
-    def infer(
-        self, batch: dict[str, Tensor], embed: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Both parts of the states of replayed sequences, and the posterior, as `RSSM.observe`.
+    def infer(self, batch: dict[str, Tensor], embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The RSSM's states of replayed sequences, and the posterior, as `RSSM.observe`.
 
-        `embed` (B, T, E) is what the encoder says, if that is known already.
+        `embed` (B, T, E) is what the encoder says of them.
         """
-        embed = self.encoder(batch) if embed is None else embed
         sequence = batch["action"], embed, batch["is_first"]
         return self.rssm.observe(*sequence, self.rssm.unpack(batch["initial"]))
+
+    def states(self, batch: dict[str, Tensor]) -> State:
+        """The states (B, T, ...) of replayed sequences."""
+        embed = self.encoder(batch)
+        return self.complete(self.infer(batch, embed)[:2], batch, embed)
 
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor
@@ -226,16 +225,15 @@ class WorldModel(nn.Module):
         deter, stoch, post = self.infer(batch, embed)
         prior = self.rssm.prior(deter)
         own = self.rssm.features((deter, stoch))
-        decoded = self.decoder.vectors(own)
-        truth = self.decoder.standard(batch) if self.widths else decoded
-        guesses = {"vector": decoded} if self.widths else {}
-        if self.glimpse:
-            guesses["embed"] = self.glimpse(embed)
+        vectors = self.complete((deter, stoch), batch, embed)[2]
+        truth = self.decoder.standard(batch) if self.widths else vectors
+        guesses = {"vector": self.decoder.vectors(own)} if self.widths else {}
+        if self.sight:
+            guesses["embed"] = vectors
         losses = {name: (guess - truth).square().sum(-1) for name, guess in guesses.items()}
         if self.decoder.image:
             losses["image"] = self.decoder.image_loss(own, batch["image"])
-        # The heads' losses must not bend the decoded vectors away from what is observed.
-        vectors = truth if self.sees_vectors else decoded.detach()
+        vectors = vectors.detach()  # the heads' losses must not bend them away from the truth
         feat = torch.cat([own, vectors], -1)
         losses |= self._head_losses(feat, reward, batch["is_terminal"])
         ahead = self.rssm.features((deter, latent.sample(prior)))
@@ -283,8 +281,7 @@ class WorldModel(nn.Module):
         episode.
         """
         seen = {key: value[:, :observed] for key, value in batch.items() if key != "initial"}
-        deter, stoch, _ = self.infer(seen | {"initial": batch["initial"]})
-        states = self.complete((deter, stoch), seen)
+        states = self.states(seen | {"initial": batch["initial"]})
         feats = list(self.features(states).unbind(1))
         state = tuple(part[:, -1] for part in states)
         for action in batch["action"][:, observed:].unbind(1):
@@ -530,9 +527,9 @@ class Dreamer(nn.Module):
             setattr(part, name, torch.compile(getattr(part, name), dynamic=False))
 
     @torch.no_grad()
-    def infer(self, batch: dict[str, Tensor]) -> Latent:
+    def infer(self, batch: dict[str, Tensor]) -> State:
         """The states (B, T, ...) of replayed sequences."""
-        return self.world.infer(batch)[:2]
+        return self.world.states(batch)
 
     @torch.no_grad()
     def policy(
@@ -545,7 +542,7 @@ class Dreamer(nn.Module):
         """
         embed = self.world.encoder(rows)
         state = self.world.rssm.obs_step(state, action, embed, rows["is_first"])
-        seen = self.world.complete(state, rows)
+        seen = self.world.complete(state, rows, embed)
         actors = self.behavior.actors(self.world.features(seen))
         action = actors.sample() if explore else actors.mode
         return action.clamp(-1.0, 1.0), state

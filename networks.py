@@ -54,6 +54,22 @@ class Head(nn.Module):
         return self.out(self.body(feat)).float().view(*feat.shape[:-1], *self.shape)
 
 
+class Sight(nn.Module):
+    """Vectors (..., V) of a scene from an embedding of what is seen, and from what is remembered.
+
+    They are linear in the embedding (..., E), which says where things are, but for what an MLP adds
+    from it and the RSSM's features (..., F): how fast things go, and what is hidden.
+    """
+
+    def __init__(self, embed: int, inputs: int, units: int, layers: int, count: int, norm: bool):
+        super().__init__()
+        self.glimpse = Linear(embed, count)
+        self.memory = Head(embed + inputs, units, layers, (count,), 0.0, norm)
+
+    def forward(self, embed: Tensor, own: Tensor) -> Tensor:
+        return self.glimpse(embed).float() + self.memory(torch.cat([embed, own], -1))
+
+
 class NumberHead(Head):
     """A head that predicts `count` numbers as histograms, 0 at the start."""
 

@@ -63,15 +63,16 @@ class ImageEncoder(nn.Sequential):
 class KeypointEncoder(nn.Module):
     """Square uint8 images (B, size, size, 3) to where `points` learned marks are (B, outputs).
 
-    Spatial softmax (Levine et al., 2016, arXiv 1504.00702): a mark is a map of a small CNN; passed
-    on are its expected column and row, in [-1, 1], and how strong it is there. A CNN that flattens
-    its maps learns replayed scenes by heart; what this one learns about a place holds everywhere
-    (benchmarks/README.md). It sees how far pixels are from white, the background of scenes.
+    Spatial softmax (Levine et al., 2016, arXiv 1504.00702): a mark is a map of a small CNN; its
+    expected column and row, in [-1, 1], and how strong it is there are passed on, as they are and
+    through an MLP. A CNN that flattens its maps learns replayed scenes by heart; what this one
+    learns about a place holds everywhere (benchmarks/README.md).
     """
 
     SHARPNESS = 20.0  # of the softmax; a map at the start spreads over the whole image otherwise
+    PALEST = 0.1  # the ink of which half counts: paler things are drowned by white
 
-    def __init__(self, size: int, depth: int, points: int):
+    def __init__(self, size: int, depth: int, points: int, units: int, layers: int, norm: bool):
         super().__init__()
         self.cnn = nn.Sequential(_halve(3, 2 * depth), nn.SiLU(), _halve(2 * depth, points))
         side = size // 4
@@ -79,13 +80,23 @@ class KeypointEncoder(nn.Module):
         rows, columns = torch.meshgrid(spots, spots, indexing="ij")
         grid = torch.stack([columns.flatten(), rows.flatten()], -1)  # (side^2, 2)
         self.register_buffer("grid", grid, persistent=False)
-        self.outputs = 3 * points
+        self.mlp = MLP(3 * points, units, layers, norm)
+        self.outputs = 3 * points + units
 
     def forward(self, image: Tensor) -> Tensor:
-        maps = self.cnn(1 - image.movedim(-1, 1).float() / 255).float().flatten(2)
+        maps = self.cnn(self._hues(image)).float().flatten(2)
         share = torch.softmax(self.SHARPNESS * maps, -1)  # (B, points, side^2)
         strength = (share * maps).sum(-1, keepdim=True)
-        return torch.cat([share @ self.grid, strength], -1).flatten(1)
+        marks = torch.cat([share @ self.grid, strength], -1).flatten(1)
+        return torch.cat([marks, self.mlp(marks)], -1)
+
+    def _hues(self, image: Tensor) -> Tensor:
+        """What is drawn on the white paper (B, 3, size, size), pale things about as much as dark.
+
+        Agents and goals are told apart by their hues.
+        """
+        ink = 1 - image.movedim(-1, 1).float() / 255
+        return ink / (ink.norm(dim=1, keepdim=True) + self.PALEST)
 
 
 class ImageDecoder(nn.Module):
@@ -206,8 +217,8 @@ class MultiEncoder(nn.Module):
     """All that the team sees, as one embedding (..., E).
 
     The vectors of all agents go through one MLP, the image through convolutions, or,
-    with `points`, through that many keypoints and an MLP. `shapes` maps the key of an observation
-    to its shape.
+    with `points`, through that many keypoints. `shapes` maps the key of an observation to its
+    shape.
     """
 
     def __init__(
@@ -228,11 +239,10 @@ class MultiEncoder(nn.Module):
             self.outputs += units
         self.image = "image" in shapes
         if self.image and points:
-            seen = KeypointEncoder(shapes["image"][0], depth, points)
-            self.cnn = nn.Sequential(seen, MLP(seen.outputs, units, layers, norm))
-            self.outputs += units
+            self.cnn = KeypointEncoder(shapes["image"][0], depth, points, units, layers, norm)
         elif self.image:
             self.cnn = ImageEncoder(shapes["image"][0], depth, norm)
+        if self.image:
             self.outputs += self.cnn.outputs
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:

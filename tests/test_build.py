@@ -136,7 +136,8 @@ def test_layers_are_as_wide_as_told(presets):
     heads = (world.cont, world.decoder.mlp, world.reward.head, critic.head, rssm.prior_head)
     widths = {head.out.in_features for head in (*heads, dreamer.probe.decoder.places)}
     layers = (rssm.from_deter[0], rssm.post_deter, critic.joint, dreamer.behavior.actors.joint)
-    widths |= {layer.out_features for layer in layers} | {world.encoder.outputs}
+    read = world.encoder.mlp if presets == VECTORS else world.encoder.cnn.mlp
+    widths |= {layer.out_features for layer in (*layers, *read) if hasattr(layer, "out_features")}
     assert widths == {20}
 
 
@@ -187,7 +188,7 @@ def test_networks_of_images_are_as_told(norm):
 
 def beliefs(world, batch):
     """Posterior and prior, and the divergence (B, T) between them by torch."""
-    deter, _, post = world.infer(batch)
+    deter, _, post = world.infer(batch, world.encoder(batch))
     post, prior = (Categorical(logits=belief) for belief in (post, world.rssm.prior(deter)))
     return post, prior, kl_divergence(post, prior).sum(-1)
 
@@ -226,7 +227,7 @@ def test_metrics_against_brute_force(make_batch, awaken, reward, gradient):
     with torch.no_grad():
         post, prior, kl = beliefs(world, batch)
         world.rssm.latent.sample(prior.logits)  # as the losses of predicted states draw
-        state = world.complete(state, batch)
+        state = world.complete(state, batch, world.encoder(batch))
         feat, action, _ = behavior.imagine(world, tuple(part.flatten(0, 1) for part in state))
         rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
         discount = 0.91 * torch.sigmoid(world.cont(feat)).unsqueeze(-1).expand_as(rewards)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import build
 import dreamer
-from benchmarks import sides
+from benchmarks import sides, world_model
 from config import Config, load_config, read_yaml
 from envs import Environment
 from envs.scenarios import ScenarioError
@@ -106,6 +106,20 @@ def test_each_side_can_be_tried_against_random_play(finished, capsys):
     assert all(float(cell) < 0 for row in rows[2:] for cell in row[2:5])
     with pytest.raises(UserError, match="--side 3: expected agents from 0 to 2"):
         sides.main(["--logdir", str(finished), "--side", "3"])
+
+
+def test_a_world_model_alone_learns_what_a_run_recorded(finished, capsys, monkeypatch):
+    with pytest.raises(UserError, match="--time_limit 20: expected 24 or more"):
+        world_model.main([str(finished)])
+    monkeypatch.setattr(world_model, "HORIZONS", (0, 1, 5))
+    argv = [str(finished), "--updates", "1", "150", "--loss_scales.next_vector", "3", "--model.lr"]
+    world_model.main([*argv, "1e-2"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [row[0].strip() for row in rows[2:]] == ["1", "150"] and len(rows[0]) == 5
+    early, late = ([cell.split(",")[0] for cell in row[2:]] for row in rows[2:])
+    assert all(float(new) < float(old) for old, new in zip(early[1:], late[1:], strict=True))
+    with pytest.raises(UserError, match="expected 4 episodes or more, of 20 steps, found 3"):
+        world_model.main([str(finished), "--episodes", "3"])
 
 
 def test_recorded_episodes_are_whole_and_begin_at_their_first_row(finished):

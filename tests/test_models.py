@@ -261,7 +261,7 @@ def test_a_state_is_completed_by_what_is_seen_and_imagined_on_from_it(make_world
     world.update_scales(batch)
     plain = tuple(part[:, 0] for part in states(world, 3, 5)[:2])
     rows = {key: value[:, 0] for key, value in batch.items() if key != "initial"}
-    state = world.complete(plain, rows)
+    state = world.complete(plain, rows, world.encoder(rows))
     assert torch.equal(state[2], world.decoder.standard(rows))
     assert torch.equal(world.features(state), torch.cat([world.rssm.features(plain), state[2]], -1))
     action = 3 * batch["action"][:, 0]
@@ -281,13 +281,20 @@ def test_at_first_nothing_is_expected_to_move(make_world, make_batch):
     assert torch.equal(world.move(vectors, torch.randn(3, world.rssm.feat), action), vectors)
 
 
-def test_what_is_not_seen_is_decoded(make_world, make_batch):
-    world = make_world(obs_shapes=IMAGE, predicted_shapes=IMAGE | VECTORS)
+@pytest.mark.parametrize("seen", [IMAGE, {"agent0": VECTORS["agent0"]}])
+def test_vectors_that_are_not_seen_are_read_off_what_is_and_off_memory(
+    make_world, make_batch, seen
+):
+    world = make_world(obs_shapes=seen, predicted_shapes=VECTORS)
+    nn.init.normal_(world.sight.memory.out.weight)
     batch = make_batch(world, **VECTORS, **IMAGE)
-    deter, stoch, vectors = world.loss(batch, combine_rewards(batch["reward"], "mean"))[1]
-    decoded = world.decoder.vectors(world.rssm.features((deter, stoch)))
-    assert torch.equal(vectors, decoded) and not vectors.requires_grad
-    assert torch.equal(world.complete((deter, stoch), batch)[2], decoded)
+    losses, state, *_ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
+    embed, own = world.encoder(batch), world.rssm.features(state[:2])
+    read = world.sight.glimpse(embed) + world.sight.memory(torch.cat([embed, own], -1))
+    assert torch.allclose(state[2], read, atol=1e-5) and not state[2].requires_grad
+    assert torch.equal(world.complete(state[:2], batch, embed)[2], state[2])
+    error = (read - world.decoder.standard(batch)).square().sum(-1)
+    assert torch.allclose(losses["embed"], error, rtol=1e-4)
 
 
 def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
@@ -295,14 +302,12 @@ def test_what_is_only_predicted_is_never_seen(make_world, make_batch):
     batch = make_batch(world, **VECTORS, **IMAGE)
     blind = batch | {key: torch.full_like(batch[key], torch.nan) for key in VECTORS}
     torch.manual_seed(1)
-    deter, stoch, _ = world.infer(batch)
+    state = world.states(batch)
     torch.manual_seed(1)
-    again = world.infer(blind)
-    assert torch.equal(deter, again[0]) and torch.equal(stoch, again[1])
+    again = world.states(blind)
+    assert all(torch.equal(*parts) for parts in zip(state, again, strict=True))
     losses, state, *_ = world.loss(batch, combine_rewards(batch["reward"], "mean"))
-    assert {"vector", "image", "next_vector"} <= set(losses)
-    error = (world.glimpse(world.encoder(batch)) - world.decoder.standard(batch)).square().sum(-1)
-    assert torch.allclose(losses["embed"], error, rtol=1e-5)
+    assert {"vector", "embed", "image", "next_vector"} <= set(losses)
     assert world.features(state).shape[-1] == world.rssm.feat + 5
 
 
@@ -516,7 +521,7 @@ def names(dreamer, *prefixes):
 CORE = ("world.encoder", *(f"world.rssm.{part}" for part in ("from", "core", "gates", "post")))
 REACH = {
     "vector": (*CORE, "world.decoder.mlp"),
-    "embed": ("world.encoder", "world.glimpse"),
+    "embed": (*CORE, "world.sight"),
     "image": (*CORE, "world.decoder.cnn"),
     "reward": (*CORE, "world.reward"),
     "cont": (*CORE, "world.cont"),
@@ -542,8 +547,9 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     image, told = sees != "vectors", sees == "image, told"
     settings = {"imag_gradient": gradient, "discrete": discrete, "action_sizes": (2, 2)}
     dreamer = make_dreamer(reward, image, told, entropy=0.0, **settings)
-    if dreamer.world.motion:  # which expects no motion at the start
-        nn.init.normal_(dreamer.world.motion.out.weight)
+    world = dreamer.world
+    for head in filter(None, (world.motion, world.sight and world.sight.memory)):
+        nn.init.normal_(head.out.weight)  # they add nothing at the start
     batch = make_batch(dreamer.world, **VECTORS, **(IMAGE if image else {}))
     reward = combine_rewards(batch["reward"], dreamer.reward)
     losses, state, feat, _ = dreamer.world.loss(batch, reward)
@@ -627,7 +633,7 @@ def test_policy_infers_then_acts_within_bounds(make_dreamer, make_batch, discret
     torch.manual_seed(1)
     embed = dreamer.world.encoder(rows)
     expected = dreamer.world.rssm.obs_step(start, rows["action"], embed, rows["is_first"])
-    seen = dreamer.world.complete(expected, rows)
+    seen = dreamer.world.complete(expected, rows, embed)
     policy = dreamer.behavior.actors(dreamer.world.features(seen))
     assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
     assert torch.allclose(action, policy.sample().clamp(-1, 1)) and action.abs().max() <= 1
@@ -642,7 +648,7 @@ def test_infer_gives_the_states_of_the_loss(make_dreamer, make_batch):
     torch.manual_seed(1)
     _, expected, _ = dreamer.losses(batch)
     torch.manual_seed(1)
-    state = dreamer.infer(batch)
+    state = dreamer.infer(batch)[:2]
     assert all(torch.equal(left, right) for left, right in zip(state, expected, strict=True))
 
 

@@ -30,19 +30,32 @@ def test_image_encoder_and_decoder_shapes_and_ranges(size):
 
 
 def test_keypoints_are_where_the_marks_are():
-    encoder = KeypointEncoder(64, 2, 5)
+    encoder = KeypointEncoder(64, 2, 5, units=7, layers=1, norm=False)
     for part in (encoder.cnn[0], encoder.cnn[2]):
         torch.nn.init.constant_(part.weight, 0.1)  # every map is high where there is ink
     image = torch.full((3, 64, 64, 3), 255, dtype=torch.uint8)
     spots = [(4, 9), (11, 2)]  # column and row, on the map of 16 x 16
     for b, (column, row) in enumerate(spots):
         image[b, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
-    points = encoder(image).view(3, 5, 3)
+    seen = encoder(image)
+    points, through = seen[:, :15].view(3, 5, 3), seen[:, 15:]
     for b, (column, row) in enumerate(spots):
         expected = torch.tensor([column, row]) / 7.5 - 1
         assert torch.allclose(points[b, :, :2], expected.expand(5, 2), atol=0.02)
     assert torch.allclose(points[2], torch.zeros(5, 3), atol=1e-5)  # nothing is drawn
     assert (points[:2, :, 2] > 1).all()
+    assert torch.allclose(through, encoder.mlp(seen[:, :15])) and encoder.outputs == 15 + 7
+
+
+def test_what_is_pale_leaves_as_strong_a_mark_as_what_is_dark():
+    torch.manual_seed(0)
+    encoder = KeypointEncoder(64, 2, 16, units=8, layers=1, norm=False)
+    blank, dark, pale, red = torch.full((4, 1, 64, 64, 3), 255, dtype=torch.uint8)
+    for image, colour in ((dark, (0, 0, 200)), (pale, (128, 128, 228)), (red, (200, 0, 0))):
+        image[:, 20:32, 40:52] = torch.tensor(colour, dtype=torch.uint8)
+    nothing, deep, light, other = (encoder(image)[:, :48] for image in (blank, dark, pale, red))
+    assert (deep - light).norm() < 0.25 * (deep - nothing).norm()
+    assert (deep - light).norm() < 0.5 * (deep - other).norm()
 
 
 @pytest.mark.parametrize("points", [0, 16])
@@ -59,7 +72,7 @@ def test_keypoints_hold_for_places_never_shown(points):
 
     image, spots = scenes(600)
     hidden = (spots > 0).all(-1)
-    cnn = KeypointEncoder(64, 4, points) if points else ImageEncoder(64, 4)
+    cnn = KeypointEncoder(64, 4, points, 32, 1, False) if points else ImageEncoder(64, 4)
     net = torch.nn.Sequential(cnn, torch.nn.Linear(cnn.outputs, 2))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     for _ in range(100):

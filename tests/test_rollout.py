@@ -113,7 +113,8 @@ def test_player_without_exploration_plays_modes(dreamer):
     player = Player(env, dreamer, explore=False)
     for _ in range(4):
         rows = player.step()
-        feat = dreamer.world.features(dreamer.world.complete(player.state, rows))
+        embed = dreamer.world.encoder(rows)
+        feat = dreamer.world.features(dreamer.world.complete(player.state, rows, embed))
         assert torch.allclose(player.action, dreamer.behavior.actors(feat).mode)
 
 
@@ -200,7 +201,8 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         returns = play_episodes(Countdown((1, 1, 1)), dreamer, keep=rows.append).returns
         assert not returns.requires_grad and not rows[-1]["action"].requires_grad
         state = dreamer.world.rssm.unpack(rows[0])
-        feat = dreamer.world.features(dreamer.world.complete(state, rows[0]))
+        embed = dreamer.world.encoder(rows[0])
+        feat = dreamer.world.features(dreamer.world.complete(state, rows[0], embed))
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
     for action, mode in plays:
         assert torch.allclose(action, mode, atol=1e-3)  # the memory was stored in half precision
