@@ -427,10 +427,8 @@ class ImagBehavior(nn.Module):
             entropy = policy.entropy()
             advantage = (returns - value[:, :-1]) / scale
             objective = (policy.log_prob(action) * advantage).sum(-1)
-        # As each actor's is the N-th part of one return for all, so is what its entropy counts.
-        bonus = self.entropy * reward.shape[-1] * entropy.mean(-1)
         losses = {
-            "actor": -weight * (objective + bonus),
+            "actor": -weight * (objective + self.entropy * entropy.sum(-1)),
             "value": weight * self._critic_loss(self.critic(feat), feat, returns),
         }
         # Of the real actions: padding is always within.

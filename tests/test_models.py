@@ -421,7 +421,7 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
         for m in range(6):
             for t in range(3):
                 weight = 0.0 if m == 2 else math.prod(0.9 * cont[m, k] for k in range(1, t + 1))
-                bonus = 0.1 * entropy[m, t].mean() * count  # a team's return is all agents'
+                bonus = 0.1 * entropy[m, t].sum()
                 scaled = returns[m, t] / scales
                 advantage = (returns[m, t] - values[m, t]) / scales
                 if gradient == "reinforce":
