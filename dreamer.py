@@ -209,9 +209,11 @@ def main(argv: list[str]) -> None:
     config = load_config(argv, settings)
     logdir = readable(Path(config.logdir), "--logdir")
     written = logdir / "config.yaml"
-    if config.eval_only:  # a trained team is played with the settings that it was trained with
-        if not written.exists():
-            raise UserError(f"--logdir {logdir}: there is no run to evaluate")
+    if config.eval_only and not written.exists():
+        raise UserError(f"--logdir {logdir}: there is no run to evaluate")
+    presets = any(word.partition("=")[0] == "--configs" for word in argv)
+    if written.exists() and (config.eval_only or not presets):
+        # A trained team is played with the settings that it was trained with, and goes on so.
         config = load_config(argv, settings, saved=written)
     check_values(config)
     own = share(config, *distributed.started())  # `config` holds the totals of all ranks
@@ -225,7 +227,7 @@ def main(argv: list[str]) -> None:
         try:
             check_compatible(begun, config, NETWORKS if config.eval_only else FIXED)
         except UserError as error:
-            repeat = "expected its own --configs and flags again, or another --logdir"
+            repeat = "expected its own settings again, no --configs, or another --logdir"
             raise UserError(f"--logdir {logdir}: {error}; {repeat}") from None
         config = keep_origin(config, begun)
     if config.eval_only:

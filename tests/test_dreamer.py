@@ -149,6 +149,14 @@ def test_the_same_command_with_more_steps_goes_on(finished):
     assert state["updates"] == pytest.approx(updates + 160 * 8 / 32, abs=1)
 
 
+def test_a_run_goes_on_with_its_own_settings_where_no_presets_are_given(finished):
+    settings, before = (finished / "config.yaml").read_text(), metrics(finished)[-1]["step"]
+    dreamer.main(["--logdir", str(finished), "--steps", str(before + 80)])
+    now, goal = (finished / "config.yaml").read_text(), f"steps: {before + 80}"
+    assert metrics(finished)[-1]["step"] == before + 80
+    assert now == re.sub(r"(?m)^steps: .*", goal, settings)
+
+
 def test_a_finished_run_is_left_alone(finished, capsys):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     run(finished, "--steps", "400")
