@@ -226,7 +226,7 @@ class WorldModel(nn.Module):
         prior = self.rssm.prior(deter)
         own = self.rssm.features((deter, stoch))
         vectors = self.complete((deter, stoch), batch, embed)[2]
-        truth = self.decoder.standard(batch) if self.widths else vectors
+        truth = self.decoder.standard(batch) if self.sight else vectors
         guesses = {"vector": self.decoder.vectors(own)} if self.widths else {}
         if self.sight:
             guesses["embed"] = vectors

@@ -11,7 +11,6 @@ those of the run.
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def load(config: Config, env: Environment, logdir: Path, episodes: int) -> tuple
 
 
 def teach(config: Config, dreamer: Dreamer, optimizer: LaProp, replay: Replay) -> None:
-    """One update of the world model alone, as `Dreamer.losses` has it."""
+    """One update of the world model alone, as in a run, but for `reward_norm`."""
     batch, index = replay.sample(config.batch_size, config.batch_length)
     world = dreamer.world
     world.update_scales(batch)
@@ -106,9 +105,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--updates", type=int, nargs="+", default=[130, 260, 400])
     args, flags = parser.parse_known_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        flags += ["--logdir", scratch]
-        config = load_config(flags, SETTINGS, saved=args.logdir / "config.yaml")
+    flags += ["--logdir", str(args.logdir)]
+    config = load_config(flags, SETTINGS, saved=args.logdir / "config.yaml")
     check_values(config)
     set_up_torch(config)
     torch.manual_seed(config.seed)
