@@ -295,8 +295,8 @@ class MultiDecoder(nn.Module):
             self.cnn = make_image_decoder(inputs, shapes["image"][0], depth, points, units, norm)
 
     def vectors(self, feat: Tensor) -> Tensor:
-        """The vectors of all agents head to tail, as `Standard` has them; of width 0 if none."""
-        return self.mlp(feat) if self.standard else feat[..., :0]
+        """The vectors of all agents head to tail, as `Standard` has them, if it predicts any."""
+        return self.mlp(feat)
 
     def image_loss(self, feat: Tensor, image: Tensor) -> Tensor:
         """The `image_error` (...) of what it draws of features (..., F)."""

@@ -171,8 +171,3 @@ def test_image_loss_against_brute_force(points):
     for b, t in ((b, t) for b in range(2) for t in range(3)):
         pixels = (image[b, t] - obs["image"][b, t].double() / 255).square().sum()
         assert loss[b, t].item() == pytest.approx(pixels.item(), rel=1e-4)
-
-
-def test_a_decoder_of_images_predicts_no_vectors():
-    decoder = MultiDecoder({"image": (16, 16, 3)}, 6, 8, 1, 2)
-    assert decoder.vectors(torch.randn(2, 3, 6)).shape == (2, 3, 0)
