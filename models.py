@@ -236,8 +236,8 @@ class WorldModel(nn.Module):
         vectors = vectors.detach()  # the heads' losses must not bend them away from the truth
         feat = torch.cat([own, vectors], -1)
         losses |= self._head_losses(feat, reward, batch["is_terminal"])
-        ahead = self.rssm.features((deter, latent.sample(prior)))
-        losses |= self._next_losses(ahead, vectors, truth, batch, reward)
+        if self.widths:
+            losses |= self._next_losses(own, vectors, truth, batch, reward)
         losses["dyn"], losses["rep"] = kl_losses(latent, post, prior, self.kl_free)
         post, prior = post.detach(), prior.detach()
         metrics = {
@@ -258,18 +258,22 @@ class WorldModel(nn.Module):
     def _next_losses(
         self, own: Tensor, vectors: Tensor, truth: Tensor, batch: dict[str, Tensor], reward: Tensor
     ) -> dict[str, Tensor]:
-        """Losses (B, T) of states as they are predicted from the one before, 0 where none is.
+        """Losses (B, T) of states with vectors moved there from the one before, 0 where none is.
 
-        Imagination goes through such states alone. own (B, T, .) are the RSSM's features of them,
-        vectors (B, T, V) those of inferred states, truth (B, T, V) those observed.
+        Imagination goes through such states alone, with codes from the prior; here they are the
+        posterior's, which tell how things went that could not be foreseen, such as a bounce. Moved
+        by a code that does not tell, vectors would be the mean of all ways it may go: smoother than
+        what happens, and actors learn to trust that (benchmarks/README.md).
+
+        own (B, T, .) are the RSSM's features of inferred states, vectors (B, T, V) theirs, truth
+        (B, T, V) those observed.
         """
         is_first, is_terminal = (batch[key][:, 1:] for key in ("is_first", "is_terminal"))
         own, action = own[:, 1:], batch["action"][:, 1:]
         moved = self.move(vectors[:, :-1], own, action)
         feat = torch.cat([own, moved.detach()], -1)
         losses = self._head_losses(feat, reward[:, 1:], is_terminal)
-        if self.widths:
-            losses["vector"] = (moved - truth[:, 1:]).square().sum(-1)
+        losses["vector"] = (moved - truth[:, 1:]).square().sum(-1)
         follows = (~is_first).float()
         return {f"next_{name}": F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
 
