@@ -3,10 +3,10 @@
     python -m benchmarks.world_model LOGDIR --episodes 64 --updates 130 260 400
     python -m benchmarks.world_model LOGDIR --model.warmup 200 --cnn_points 64
 
-Prints a table of Markdown. By horizon, 0 being what is seen: the root mean square error of all
-vectors, in standard deviations, and how much is known of the reward: 1 less its mean absolute
-error over that of its median. Flags that are not listed by --help are settings of dreamer.py, over
-those of the run.
+Prints a table of Markdown. By horizon, 0 being what is seen, of one future drawn as in imagination:
+the root mean square error of all vectors, in standard deviations, and how much is known of the
+reward: 1 less its mean absolute error over that of its median. Flags that are not listed by --help
+are settings of dreamer.py, over those of the run.
 """
 
 import argparse
