@@ -226,7 +226,6 @@ def test_metrics_against_brute_force(make_batch, awaken, reward, gradient):
     torch.manual_seed(1)
     with torch.no_grad():
         post, prior, kl = beliefs(world, batch)
-        world.rssm.latent.sample(prior.logits)  # as the losses of predicted states draw
         state = world.complete(state, batch, world.encoder(batch))
         feat, action, _ = behavior.imagine(world, tuple(part.flatten(0, 1) for part in state))
         rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
