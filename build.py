@@ -232,7 +232,8 @@ def _matching(shapes: dict[str, tuple], pattern: str) -> dict[str, tuple]:
 
 def row_spaces(config: Config, env: Environment, image: bool) -> dict[str, tuple]:
     """Shape and type of everything that a row of the replay holds."""
-    spaces = {f"agent{i}": (shape, torch.float32) for i, shape in enumerate(env.obs_shapes)}
+    vectors = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+    spaces = {key: (shape, torch.float32) for key, shape in vectors.items()}
     if image:
         spaces["image"] = ((config.image_size, config.image_size, 3), torch.uint8)
     spaces["reward"] = ((env.n_agents,), torch.float32)
@@ -240,4 +241,6 @@ def row_spaces(config: Config, env: Environment, image: bool) -> dict[str, tuple
     spaces["action"] = ((env.n_agents, env.action_width), torch.float32)
     spaces["deter"] = ((config.rssm.deter,), torch.float16)
     spaces["stoch"] = ((config.rssm.stoch,), torch.uint8 if config.rssm.classes else torch.float16)
+    width = sum(shape[0] for shape in _matching(vectors, config.predict_keys).values())
+    spaces["vectors"] = ((width,), torch.float16)
     return spaces

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LATENTS = ("deter", "stoch")  # what a row of the replay holds of the world model's state
+LATENTS = ("deter", "stoch", "vectors")  # what a row of the replay holds of the world model's state
 
 
 def uniform_mix(logits: Tensor, mix: float) -> Tensor:

@@ -98,7 +98,7 @@ class Learner:
             loss = self.dreamer.probe.loss(feat, data["image"]).mean()
         metrics = {"image_loss": loss.detach()}
         self._descend(loss, ("probe",), metrics)
-        return metrics, self.dreamer.world.rssm.pack(state[:2])
+        return metrics, self.dreamer.world.rssm.pack(state)
 
     def _autocast(self) -> torch.autocast:
         """Inside, products are in bfloat16, if `precision` says so.

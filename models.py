@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from distributed import concatenate
 from distributions import Histogram
 from latents import Normals, OneHots
-from networks import RSSM, Actors, Head, Sight, TeamHead
+from networks import RSSM, Actors, Head, Latent, Sight, State, TeamHead
 from observations import (
     MultiDecoder,
     MultiEncoder,
     image_error,
     make_image_decoder,
     newest_share,
+    vector_sizes,
 )
-
-Latent = tuple[Tensor, Tensor]  # deter, stoch: a state of the RSSM
-State = tuple[Tensor, Tensor, Tensor]  # and the vectors of the scene: see `WorldModel.complete`
 
 
 def lambda_return(
@@ -132,6 +130,9 @@ class WorldModel(nn.Module):
         super().__init__()
         self.kl_free = kl_free
         self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth, norm, cnn_points)
+        shapes = predicted_shapes or obs_shapes
+        self.widths = list(vector_sizes(shapes).values())
+        count = sum(self.widths)
         self.rssm = RSSM(
             self.encoder.outputs,
             action_shape[0] * action_shape[1],
@@ -143,13 +144,10 @@ class WorldModel(nn.Module):
             unimix=unimix,
             sharpness=sharpness,
             norm=norm,
+            vectors=count,
         )
-        shapes = predicted_shapes or obs_shapes
-        self.decoder = MultiDecoder(
-            shapes, self.rssm.feat, units, layers, cnn_depth, norm, cnn_points
-        )
-        self.widths = list(self.decoder.sizes.values())
-        count, own = sum(self.widths), self.rssm.feat
+        own = self.rssm.feat
+        self.decoder = MultiDecoder(shapes, own, units, layers, cnn_depth, norm, cnn_points)
         self.feat = own + count
         self.sight = self.motion = None
         if not self.decoder.sizes.keys() <= obs_shapes.keys():
@@ -164,20 +162,28 @@ class WorldModel(nn.Module):
         """(..., F): what heads, actors and critic see of a state: the RSSM's, and the vectors."""
         return torch.cat([self.rssm.features(state[:2]), state[2]], -1)
 
-    def complete(self, state: Latent, obs: dict[str, Tensor], embed: Tensor) -> State:
-        """A state that the RSSM inferred, with the vectors (..., V) of the scene.
+    def complete(self, latent: Latent, seen: Tensor, embed: Tensor) -> Tensor:
+        """The vectors (..., V) of a scene of which the RSSM inferred memory and code.
 
-        These are observed, where all of them are seen, and else read off the embedding (..., E) of
+        These are those `seen`, where all of them are, and else read off the embedding (..., E) of
         what is seen, as a code of the whole scene knows them several times less precisely
         (benchmarks/README.md); both as `Standard` has them.
         """
-        if self.sight:
-            return (*state, self.sight(embed, self.rssm.features(state)))
-        return (*state, self.decoder.standard(obs) if self.widths else embed[..., :0])
+        return self.sight(embed, self.rssm.features(latent)) if self.sight else seen
+
+    def seen(self, obs: dict[str, Tensor], embed: Tensor) -> Tensor:
+        """The observed vectors (..., V), as `Standard` has them; of width 0 if not all are seen."""
+        return embed[..., :0] if self.sight or not self.widths else self.decoder.standard(obs)
+
+    def obs_step(self, state: State, action: Tensor, obs: dict[str, Tensor]) -> State:
+        """Infer the state (B, ...) from the last one, the action (B, N, A), and what is seen."""
+        embed = self.encoder(obs)
+        latent = self.rssm.obs_step(state, action, embed, obs["is_first"])
+        return (*latent, self.complete(latent, self.seen(obs, embed), embed))
 
     def img_step(self, state: State, action: Tensor) -> State:
         """Imagine the state that the joint action (B, N, A) leads to."""
-        deter, stoch = self.rssm.img_step(state[:2], action)
+        deter, stoch = self.rssm.img_step(state, action)
         own = self.rssm.features((deter, stoch))
         return deter, stoch, self.move(state[2], own, action)
 
@@ -199,18 +205,21 @@ class WorldModel(nn.Module):
             if part.standard:
                 part.standard.update(batch)
 
-    def infer(self, batch: dict[str, Tensor], embed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The RSSM's states of replayed sequences, and the posterior, as `RSSM.observe`.
+    def infer(self, batch: dict[str, Tensor], embed: Tensor) -> tuple[State, Tensor]:
+        """The states of replayed sequences, and the posterior, as `RSSM.observe`.
 
         `embed` (B, T, E) is what the encoder says of them.
         """
-        sequence = batch["action"], embed, batch["is_first"]
-        return self.rssm.observe(*sequence, self.rssm.unpack(batch["initial"]))
+        sequence, seen = (batch["action"], embed, batch["is_first"]), self.seen(batch, embed)
+
+        def complete(t: int, latent: Latent) -> Tensor:
+            return self.complete(latent, seen[:, t], embed[:, t])
+
+        return self.rssm.observe(*sequence, self.rssm.unpack(batch["initial"]), complete)
 
     def states(self, batch: dict[str, Tensor]) -> State:
         """The states (B, T, ...) of replayed sequences."""
-        embed = self.encoder(batch)
-        return self.complete(self.infer(batch, embed)[:2], batch, embed)
+        return self.infer(batch, self.encoder(batch))[0]
 
     def loss(
         self, batch: dict[str, Tensor], reward: Tensor
@@ -222,10 +231,9 @@ class WorldModel(nn.Module):
         """
         latent = self.rssm.latent
         embed = self.encoder(batch)
-        deter, stoch, post = self.infer(batch, embed)
+        (deter, stoch, vectors), post = self.infer(batch, embed)
         prior = self.rssm.prior(deter)
         own = self.rssm.features((deter, stoch))
-        vectors = self.complete((deter, stoch), batch, embed)[2]
         truth = self.decoder.standard(batch) if self.sight else vectors
         guesses = {"vector": self.decoder.vectors(own)} if self.widths else {}
         if self.sight:
@@ -535,21 +543,19 @@ class Dreamer(nn.Module):
 
     @torch.no_grad()
     def policy(
-        self, rows: dict[str, Tensor], action: Tensor, state: Latent, explore: bool
-    ) -> tuple[Tensor, Latent]:
+        self, rows: dict[str, Tensor], action: Tensor, state: State, explore: bool
+    ) -> tuple[Tensor, State]:
         """Act on what B copies show now: actions (B, N, A) within bounds, and the new state.
 
         action (B, N, A) and state are those of the step before. Without `explore`, the actors'
         modes are played.
         """
-        embed = self.world.encoder(rows)
-        state = self.world.rssm.obs_step(state, action, embed, rows["is_first"])
-        seen = self.world.complete(state, rows, embed)
-        actors = self.behavior.actors(self.world.features(seen))
+        state = self.world.obs_step(state, action, rows)
+        actors = self.behavior.actors(self.world.features(state))
         action = actors.sample() if explore else actors.mode
         return action.clamp(-1.0, 1.0), state
 
-    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Latent, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         self.world.update_scales(batch)
         reward = combine_rewards(batch["reward"], self.reward)
@@ -572,7 +578,7 @@ class Dreamer(nn.Module):
         scaled = {name: self.loss_scales[name] * mean for name, mean in means.items()}
         metrics |= units | more | {f"{name}_loss": mean.detach() for name, mean in means.items()}
         metrics["model_loss"] = sum(scaled[name].detach() for name in model_losses)
-        state = tuple(part.detach() for part in state[:2])
+        state = tuple(part.detach() for part in state)
         return sum(scaled.values()), state, metrics
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ Symbols, here and in every other file:
 Batch first, time on axis 1, agents after time: an action sequence is (B, T, N, A).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from layers import (
     kinds_of,
     largest,
 )
+
+Latent = tuple[Tensor, Tensor]  # deter, stoch: memory and code of the RSSM
+State = tuple[Tensor, Tensor, Tensor]  # and the vectors of the scene: see `WorldModel.complete`
 
 
 class Head(nn.Module):
@@ -171,8 +174,10 @@ class TeamHead(nn.Module):
 class RSSM(nn.Module):
     """The recurrent state-space model over the joint state of the team.
 
-    A state is a pair: deter (B, D), the memory, and stoch (B, S, K), drawn from what is believed.
-    The memory is a block-diagonal GRU (Hafner et al., Nature 2025). With `classes` 0, stoch holds S
+    What it infers or imagines is a pair: deter (B, D), the memory, and stoch (B, S, K), drawn from
+    what is believed. The state that it goes on from also has the vectors (B, V) of the scene (see
+    `WorldModel.complete`), so that what follows from them need not be guessed from codes. The
+    memory is a block-diagonal GRU (Hafner et al., Nature 2025). With `classes` 0, stoch holds S
     normals instead of categoricals.
     """
 
@@ -188,15 +193,17 @@ class RSSM(nn.Module):
         unimix: float = 0.01,
         sharpness: float = 1.0,
         norm: bool = True,
+        vectors: int = 0,
     ):
         super().__init__()
+        self.vectors = vectors
         self.latent = OneHots(stoch, classes, unimix, sharpness) if classes else Normals(stoch)
         self.deter, self.blocks = deter, blocks
         drawn = self.latent.shape[0] * self.latent.shape[1]
         self.feat = deter + drawn
         self.from_deter = MLP(deter, units, 1, norm)
         self.from_stoch = MLP(drawn, units, 1, norm)
-        self.from_action = MLP(actions, units, 1, norm)
+        self.from_scene = MLP(actions + vectors, units, 1, norm)
         # The inputs that all blocks share are a dense layer; the memory's own are block-diagonal.
         self.core_shared = Linear(3 * units, deter)
         self.core_own = BlockLinear(deter, deter, blocks)
@@ -212,87 +219,92 @@ class RSSM(nn.Module):
             nn.Unflatten(-1, self.latent.parameters),
         )
 
-    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
+    def initial(self, batch: int) -> State:
         """The state before an episode: all zeros."""
-        zeros = self.gates_bias.new_zeros
-        return zeros(batch, self.deter), zeros(batch, *self.latent.shape)
+        shapes = (self.deter,), self.latent.shape, (self.vectors,)
+        return tuple(self.gates_bias.new_zeros(batch, *shape) for shape in shapes)
 
-    def pack(self, state: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def pack(self, state: State) -> dict[str, Tensor]:
         """A state as the replay stores it: half precision, and the index of each category."""
-        deter, stoch = state
-        return {"deter": deter.half(), "stoch": self.latent.pack(stoch)}
+        deter, stoch, vectors = state
+        stoch = self.latent.pack(stoch)
+        return {"deter": deter.half(), "stoch": stoch, "vectors": vectors.half()}
 
-    def unpack(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def unpack(self, stored: dict[str, Tensor]) -> State:
         """The state that `pack` stored."""
-        return stored["deter"].float(), self.latent.unpack(stored["stoch"])
+        deter, vectors = stored["deter"].float(), stored["vectors"].float()
+        return deter, self.latent.unpack(stored["stoch"]), vectors
 
     @staticmethod
     def bound_action(action: Tensor) -> Tensor:
         """Bring numbers beyond [-1, 1] back onto it, as the environment does, with a gradient."""
         return action / action.detach().abs().clamp(min=1.0)
 
-    def features(self, state: tuple[Tensor, Tensor]) -> Tensor:
-        """(..., F): what the heads see of a state."""
-        deter, stoch = state
+    def features(self, latent: Latent) -> Tensor:
+        """(..., D + S * K): what a pair of memory and code is to others."""
+        deter, stoch = latent
         return torch.cat([deter, stoch.flatten(-2)], -1)
 
-    def _next_deter(self, state: tuple[Tensor, Tensor], action_part: Tensor) -> Tensor:
-        deter, stoch = state
-        parts = [self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), action_part]
+    def _next_deter(self, state: State, action: Tensor) -> Tensor:
+        deter, stoch, vectors = state
+        scene = torch.cat([self.bound_action(action).flatten(-2), vectors], -1)
+        parts = [self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), self.from_scene(scene)]
         hidden = self.core_norm(self.core_shared(torch.cat(parts, -1)) + self.core_own(deter))
         gates = (self.gates(hidden) + self.gates_bias).unflatten(-1, (self.blocks, 3, -1))
         reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
 
-    def action_part(self, action: Tensor) -> Tensor:
-        """Joint actions (..., N, A) as the recurrent core takes them (..., units)."""
-        return self.from_action(self.bound_action(action).flatten(-2))
-
     def prior(self, deter: Tensor) -> Tensor:
         """The belief (..., S, P) about the next stoch, before it is observed."""
         return self.latent.belief(self.prior_head(deter))
 
-    def img_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
-        """Imagine the state that the joint action (B, N, A) leads to."""
-        deter = self._next_deter(state, self.action_part(action))
+    def img_step(self, state: State, action: Tensor) -> Latent:
+        """Imagine the memory and the code that the joint action (B, N, A) leads to."""
+        deter = self._next_deter(state, action)
         return deter, self.latent.sample(self.prior(deter))
 
-    def obs_step(
-        self, state: tuple[Tensor, Tensor], action: Tensor, embed: Tensor, is_first: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Infer the state (B, ...) from the last one, the action between, and what is seen now."""
-        sequence = (action[:, None], embed[:, None], is_first[:, None])
-        deter, stoch, _ = self.observe(*sequence, state)
-        return deter[:, 0], stoch[:, 0]
+    def obs_step(self, state: State, action: Tensor, embed: Tensor, is_first: Tensor) -> Latent:
+        """Infer memory and code (B, ...) from the last state, the action, and what is seen now."""
+        keep = (~is_first).to(embed.dtype).unsqueeze(-1)
+        return self.infer_step(state, action, self.post_embed(embed), keep)[:2]
 
     def observe(
-        self, action: Tensor, embed: Tensor, is_first: Tensor, state: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        action: Tensor,
+        embed: Tensor,
+        is_first: Tensor,
+        state: State,
+        complete: Callable[[int, Latent], Tensor],
+    ) -> tuple[State, Tensor]:
         """Infer the states of sequences; `state` is the one before the first step.
 
-        Args: action (B, T, N, A) that led to each step, embed (B, T, E), is_first (B, T) bool.
-        Returns: deter (B, T, D), stoch (B, T, S, K), posterior beliefs (B, T, S, P).
+        Args: action (B, T, N, A) that led to each step, embed (B, T, E), is_first (B, T) bool;
+        `complete` gives the vectors (B, V) of step t, of which memory and code are inferred.
+        Returns: states (B, T, ...), posterior beliefs (B, T, S, P).
         """
         keep = (~is_first).to(embed.dtype).unsqueeze(-1)
-        action_part = self.action_part(action * keep.unsqueeze(-1))
         embed_part = self.post_embed(embed)
-        steps = []
+        states, beliefs = [], []
         for t in range(embed.shape[1]):
-            steps.append(self.infer_step(state, action_part[:, t], embed_part[:, t], keep[:, t]))
-            state = steps[-1][:2]
-        deter, stoch, post = (torch.stack(part, 1) for part in zip(*steps, strict=True))
-        return deter, stoch, post
+            deter, stoch, post = self.infer_step(state, action[:, t], embed_part[:, t], keep[:, t])
+            vectors = complete(t, (deter, stoch))
+            states.append((deter, stoch, vectors))
+            beliefs.append(post)
+            state = deter, stoch, vectors.detach()  # what follows must not bend them
+        states = tuple(torch.stack(part, 1) for part in zip(*states, strict=True))
+        return states, torch.stack(beliefs, 1)
 
     def infer_step(
-        self, state: tuple[Tensor, Tensor], action_part: Tensor, embed_part: Tensor, keep: Tensor
+        self, state: State, action: Tensor, embed_part: Tensor, keep: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Infer deter, stoch and the posterior of a step from its parts (B, units).
+        """Infer deter, stoch and the posterior of a step.
 
-        keep (B, 1) is 0 where an episode begins.
+        action is (B, N, A), embed_part (B, units); keep (B, 1) is 0 where an episode begins.
         """
-        deter, stoch = state[0] * keep, state[1] * keep.unsqueeze(-1)
-        deter = self._next_deter((deter, stoch), action_part)
+        deter, stoch, vectors = state
+        before = deter * keep, stoch * keep.unsqueeze(-1), vectors * keep
+        deter = self._next_deter(before, action * keep.unsqueeze(-1))
         post = self.latent.belief(self.post_head(self.post_deter(deter) + embed_part))
         return deter, self.latent.sample(post), post
 

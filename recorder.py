@@ -77,7 +77,7 @@ class Recorder:
         episodes = source.episodes(path for path, _ in found)
         if fill(self.replay, [rows for _, rows in found], episodes):
             for data, index in self.replay.streams(chunk):
-                latents = dreamer.world.rssm.pack(dreamer.infer(data)[:2])
+                latents = dreamer.world.rssm.pack(dreamer.infer(data))
                 self.replay.write_back(index, latents)
         if folder and self.replay.steps_per_copy <= self.least:
             steps = self.replay.num_envs * (self.least + 1)

@@ -70,7 +70,7 @@ def teach(config: Config, dreamer: Dreamer, optimizer: LaProp, replay: Replay) -
     optimizer.zero_grad()
     sum(dreamer.loss_scales[name] * loss.mean() for name, loss in losses.items()).backward()
     optimizer.step()
-    replay.write_back(index, world.rssm.pack(tuple(part.detach() for part in state[:2])))
+    replay.write_back(index, world.rssm.pack(tuple(part.detach() for part in state)))
 
 
 @torch.no_grad()

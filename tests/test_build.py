@@ -120,9 +120,10 @@ def test_actors_draw_as_widely_as_told():
 
 
 def test_the_state_is_as_large_mixed_and_sharp_as_told():
-    rssm = build().dreamer.world.rssm
-    deter, stoch = rssm.initial(3)
-    assert deter.shape == (3, 24) and stoch.shape == (3, 9, 6)
+    world = build().dreamer.world
+    rssm, seen = world.rssm, sum(world.widths)
+    deter, stoch, vectors = rssm.initial(3)
+    assert deter.shape == (3, 24) and stoch.shape == (3, 9, 6) and vectors.shape == (3, seen)
     assert rssm.core_own.weight.shape == (2, 12, 12) and rssm.gates.weight.shape == (2, 12, 36)
     memory = torch.randn(3, 24)
     expected = 0.95 * (1.7 * rssm.prior_head(memory)).softmax(-1) + 0.05 / 6
@@ -188,7 +189,7 @@ def test_networks_of_images_are_as_told(norm):
 
 def beliefs(world, batch):
     """Posterior and prior, and the divergence (B, T) between them by torch."""
-    deter, _, post = world.infer(batch, world.encoder(batch))
+    (deter, *_), post = world.infer(batch, world.encoder(batch))
     post, prior = (Categorical(logits=belief) for belief in (post, world.rssm.prior(deter)))
     return post, prior, kl_divergence(post, prior).sum(-1)
 
@@ -226,7 +227,6 @@ def test_metrics_against_brute_force(make_batch, awaken, reward, gradient):
     torch.manual_seed(1)
     with torch.no_grad():
         post, prior, kl = beliefs(world, batch)
-        state = world.complete(state, batch, world.encoder(batch))
         feat, action, _ = behavior.imagine(world, tuple(part.flatten(0, 1) for part in state))
         rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
         discount = 0.91 * torch.sigmoid(world.cont(feat)).unsqueeze(-1).expand_as(rewards)

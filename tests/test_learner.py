@@ -44,7 +44,7 @@ def replay(make_world, make_batch):
         for key, value in batch.pop("initial").items()
     }
     spaces = {key: (tuple(value.shape[2:]), value.dtype) for key, value in batch.items()}
-    replay = Replay(8 * 40, 8, spaces, latents=("deter", "stoch"))
+    replay = Replay(8 * 40, 8, spaces, latents=latents.LATENTS)
     for t in range(40):
         replay.add({key: value[:, t] for key, value in batch.items()})
     return replay

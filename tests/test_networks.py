@@ -73,12 +73,17 @@ def test_a_team_head_sees_the_state_and_the_vectors_at_its_end(awaken, widths):
 
 @pytest.fixture
 def rssm():
-    return RSSM(embed=7, actions=6, deter=12, stoch=3, classes=4, units=10, blocks=3)
+    return RSSM(embed=7, actions=6, deter=12, stoch=3, classes=4, units=10, blocks=3, vectors=2)
 
 
 def random_state(rssm, batch):
     stoch = F.one_hot(torch.randint(0, 4, (batch, 3)), 4).float()
-    return torch.randn(batch, rssm.deter), stoch
+    return torch.randn(batch, rssm.deter), stoch, torch.randn(batch, rssm.vectors)
+
+
+def observe(rssm, action, embed, is_first, state):
+    """As `RSSM.observe`, with the first numbers of embeddings as vectors of the scene."""
+    return rssm.observe(action, embed, is_first, state, lambda t, latent: embed[:, t, :2])
 
 
 def norm_silu(x):
@@ -87,18 +92,21 @@ def norm_silu(x):
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_rssm_memory_is_dreamers_block_gru(norm):
-    """Each block sees its own memory and all inputs, and has its own three gates."""
-    rssm = RSSM(7, 6, deter=12, stoch=3, classes=4, units=10, blocks=3, norm=norm)
+    """Each block sees its own memory and all inputs, and has its own three gates.
+
+    Inputs are memory, code, and the action beside the vectors that it was taken in.
+    """
+    rssm = RSSM(7, 6, deter=12, stoch=3, classes=4, units=10, blocks=3, norm=norm, vectors=2)
     squash = norm_silu if norm else F.silu
     nn.init.normal_(rssm.gates_bias)
     nn.init.normal_(rssm.core_shared.bias)
-    (deter, stoch), action = random_state(rssm, 5), torch.randn(5, 2, 3)
+    (deter, stoch, vectors), action = random_state(rssm, 5), torch.randn(5, 2, 3)
     bounded = action.flatten(1) / action.flatten(1).abs().clamp(min=1)
     inputs = torch.cat(
         [
             squash(deter @ rssm.from_deter[0].weight.T),
             squash(stoch.flatten(1) @ rssm.from_stoch[0].weight.T),
-            squash(bounded @ rssm.from_action[0].weight.T),
+            squash(torch.cat([bounded, vectors], -1) @ rssm.from_scene[0].weight.T),
         ],
         -1,
     )
@@ -115,7 +123,7 @@ def test_rssm_memory_is_dreamers_block_gru(norm):
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)
         expected.append(update * candidate + (1 - update) * deter[:, own])
-    result, _ = rssm.img_step((deter, stoch), action)
+    result, _ = rssm.img_step((deter, stoch, vectors), action)
     assert torch.allclose(result, torch.cat(expected, -1), atol=1e-5)
 
 
@@ -138,17 +146,19 @@ def test_observe_equals_steps_of_obs_step(rssm):
     is_first[0, 0] = is_first[1, 3] = True
     state = first = random_state(rssm, 3)
     torch.manual_seed(1)
-    deter, stoch, _ = rssm.observe(action, embed, is_first, first)
+    (deter, stoch, vectors), _ = observe(rssm, action, embed, is_first, first)
+    assert torch.equal(vectors, embed[..., :2])
     torch.manual_seed(1)
     for t in range(6):
-        state = rssm.obs_step(state, action[:, t], embed[:, t], is_first[:, t])
+        latent = rssm.obs_step(state, action[:, t], embed[:, t], is_first[:, t])
+        state = *latent, embed[:, t, :2]
         assert torch.allclose(deter[:, t], state[0], atol=1e-6)
         assert torch.allclose(stoch[:, t], state[1], atol=1e-6)
 
 
 def test_posterior_comes_from_memory_and_observation(rssm):
     action, embed, is_first = sequence(rssm, time=1)
-    deter, _, post = rssm.observe(action, embed, is_first, random_state(rssm, 3))
+    (deter, *_), post = observe(rssm, action, embed, is_first, random_state(rssm, 3))
     mixed = deter @ rssm.post_deter.weight.T + embed @ rssm.post_embed.weight.T
     logits = (norm_silu(mixed) @ rssm.post_head[1].weight.T).view(3, 1, 3, 4)
     assert torch.allclose(post.exp(), 0.99 * logits.softmax(-1) + 0.0025, atol=1e-5)
@@ -160,10 +170,10 @@ def test_a_reset_forgets_what_came_before(rssm):
     is_first[1, 3] = True
     one, other = random_state(rssm, 3), random_state(rssm, 3)
     torch.manual_seed(1)
-    before = rssm.observe(action, embed, is_first, one)
+    before = observe(rssm, action, embed, is_first, one)[0]
     action[:, :4], embed[:, :3] = 5.0, -5.0
     torch.manual_seed(1)
-    after = rssm.observe(action, embed, is_first, other)
+    after = observe(rssm, action, embed, is_first, other)[0]
     for left, right in zip(before, after, strict=True):
         assert torch.equal(left[1, 3:], right[1, 3:])
     assert not torch.allclose(before[0][1, 2], after[0][1, 2])
@@ -175,16 +185,16 @@ def test_a_reset_starts_from_the_initial_state(rssm):
     action, embed, is_first = sequence(rssm, time=1)
     state = random_state(rssm, 3)
     torch.manual_seed(1)
-    reset = rssm.observe(action, embed, ~is_first, state)
+    reset, _ = observe(rssm, action, embed, ~is_first, state)
     torch.manual_seed(1)
-    fresh = rssm.observe(torch.zeros_like(action), embed, is_first, rssm.initial(3))
+    fresh, _ = observe(rssm, torch.zeros_like(action), embed, is_first, rssm.initial(3))
     for left, right in zip(reset, fresh, strict=True):
         assert torch.equal(left, right)
 
 
 def test_the_action_before_a_step_matters(rssm):
     action, embed, is_first = sequence(rssm)
-    deter, _, _ = rssm.observe(action, embed, is_first, rssm.initial(3))
+    (deter, *_), _ = observe(rssm, action, embed, is_first, rssm.initial(3))
     state = rssm.initial(3)
     expected, _ = rssm.img_step(state, action[:, 0])
     assert torch.allclose(deter[:, 0], expected, atol=1e-6)
@@ -195,16 +205,17 @@ def test_pack_and_unpack_round_trip(rssm):
     packed = rssm.pack(state)
     assert packed["deter"].dtype == torch.float16 and packed["stoch"].dtype == torch.uint8
     assert torch.equal(packed["stoch"].long(), state[1].argmax(-1))
-    deter, stoch = rssm.unpack(packed)
+    deter, stoch, vectors = rssm.unpack(packed)
+    assert torch.allclose(vectors, state[2], rtol=1e-3, atol=1e-6)
     assert deter.dtype == stoch.dtype == torch.float32
     assert torch.equal(stoch, state[1]) and torch.allclose(deter, state[0], rtol=1e-3, atol=1e-6)
-    again = rssm.pack((deter, stoch))
+    again = rssm.pack((deter, stoch, vectors))
     assert all(torch.equal(again[key], packed[key]) for key in packed)
 
 
 def test_features_hold_memory_and_categories(rssm):
     state = random_state(rssm, 5)
-    feat = rssm.features(state)
+    feat = rssm.features(state[:2])
     assert feat.shape == (5, rssm.feat)
     assert torch.equal(feat[:, :12], state[0]) and torch.equal(feat[:, 12:].view(5, 3, 4), state[1])
 

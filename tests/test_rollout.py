@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from latents import LATENTS
 from models import Dreamer
 from rollout import Episodes, Player, Tally, play_episodes, summarise
 
@@ -113,8 +114,8 @@ def test_player_without_exploration_plays_modes(dreamer):
     player = Player(env, dreamer, explore=False)
     for _ in range(4):
         rows = player.step()
-        embed = dreamer.world.encoder(rows)
-        feat = dreamer.world.features(dreamer.world.complete(player.state, rows, embed))
+        feat = dreamer.world.features(player.state)
+        assert torch.equal(player.state[2], dreamer.world.decoder.standard(rows))
         assert torch.allclose(player.action, dreamer.behavior.actors(feat).mode)
 
 
@@ -189,7 +190,7 @@ def test_play_episodes_counts_exactly_one_whole_episode_of_each_copy(dreamer, le
         assert (*returns[copy].tolist(), steps[copy].item()) == pytest.approx(first, rel=1e-5)
     assert info["step"][:, 0].isnan().all()  # 1, 2, ..., of the second agent
     assert info["step"][:, 1].tolist() == [(length + 1) / 2 for length in lengths]
-    assert set(kept[0]) >= {"agent0", "reward", "is_first", "action", "deter", "stoch"}
+    assert set(kept[0]) >= {"agent0", "reward", "is_first", "action", *LATENTS}
 
 
 def test_play_episodes_plays_modes_without_gradients(dreamer):
@@ -201,8 +202,7 @@ def test_play_episodes_plays_modes_without_gradients(dreamer):
         returns = play_episodes(Countdown((1, 1, 1)), dreamer, keep=rows.append).returns
         assert not returns.requires_grad and not rows[-1]["action"].requires_grad
         state = dreamer.world.rssm.unpack(rows[0])
-        embed = dreamer.world.encoder(rows[0])
-        feat = dreamer.world.features(dreamer.world.complete(state, rows[0], embed))
+        feat = dreamer.world.features(state)
         plays.append((rows[1]["action"], dreamer.behavior.actors(feat).mode))
     for action, mode in plays:
         assert torch.allclose(action, mode, atol=1e-3)  # the memory was stored in half precision
