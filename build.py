@@ -42,7 +42,7 @@ _LEAST = {  # the least value of a setting, by its path
     ),
     1: (
         *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),
-        *("eval_episode_num", "eval_envs", "dataset_size", "batch_size"),
+        *("eval_episode_num", "eval_envs", "dataset_size", "batch_size", "recency"),
         *("imag_horizon", "units", "layers", "head_layers", "cnn_depth"),
         *("rssm.deter", "rssm.stoch", "rssm.blocks"),
         *("probe.batch_size", "probe.every", "probe.depth", "probe.dataset_size"),

@@ -26,7 +26,7 @@ class Recorder:
     def __init__(self, config: Config, env: Environment, logdir: Path):
         spaces = row_spaces(config, env, image=bool(env.image_size))
         self.env, self.least, self.image_size = env, config.batch_length, config.image_size
-        self.seed = config.seed
+        self.seed, self.recency = config.seed, config.recency
         self.replay = self._ring("dataset_size", config.dataset_size, config.envs, spaces)
         recorded = {key: space for key, space in spaces.items() if key not in LATENTS}
         self.folder = EpisodeFolder(logdir / "train_eps", config.dataset_size, recorded)
@@ -39,7 +39,8 @@ class Recorder:
 
     def _ring(self, key: str, capacity: int, copies: int, spaces: dict) -> Replay:
         try:
-            return Replay(capacity, copies, spaces, self.env.device, self.seed, LATENTS)
+            device = self.env.device
+            return Replay(capacity, copies, spaces, device, self.seed, LATENTS, self.recency)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UserError(f"--{key} {capacity}: too many rows for the memory: {error}") from error
 

@@ -31,14 +31,18 @@ class Replay:
         device: torch.device | str = "cpu",
         seed: int = 0,
         latents: Sequence[str] = (),
+        recency: float = 1.0,
     ):
-        """Reserve `capacity` rows over all copies; `latents` are those keys of `spaces`."""
+        """Reserve `capacity` rows over all copies; `latents` are those keys of `spaces`.
+
+        With a `recency` above 1, newer rows are sampled more: see `sample`.
+        """
         self.length = capacity // num_envs
         if self.length < 2:
             raise ValueError(f"a replay of {num_envs} copies needs room for {2 * num_envs} rows")
         self.num_envs = num_envs
         self.spaces = spaces
-        self.latents = tuple(latents)
+        self.latents, self.recency = tuple(latents), recency
         self.device = torch.device(device)
         self.rings = {
             key: _reserve((self.length, num_envs, *shape), dtype, self.device)
@@ -109,11 +113,12 @@ class Replay:
         self.written += 1
 
     def sample(self, batch: int, length: int) -> tuple[dict, Tensor]:
-        """Draw sequences of consecutive rows of one copy, uniformly over copies and starts.
+        """Draw sequences of consecutive rows, uniformly over copies and, by `recency`, over time.
 
-        Returns a dict of (B, T, ...) without the latents, plus "initial": the latents (B, ...) of
-        the row before each sequence, zeros where it starts an episode or the first row ever
-        written; and an index for `write_back`, valid until the next `add`.
+        The age of a sequence is that of the oldest, times a uniform number to that power. Returns a
+        dict of (B, T, ...) without the latents, plus "initial": the latents (B, ...) of the row
+        before each sequence, zeros where it starts an episode or the first row ever written; and an
+        index for `write_back`, valid until the next `add`.
         """
         # Once rows have been overwritten, the oldest one left has lost the row before it.
         oldest = int(self.written > self.length)
@@ -121,7 +126,9 @@ class Replay:
         if starts <= oldest:
             held = f"{self.steps_per_copy} rows of each copy, with room for {self.length}"
             raise ValueError(f"cannot sample {length} rows in a row: the replay holds {held}")
-        position = self._random(oldest, starts, batch)
+        share = torch.rand(batch, generator=self._generator, device=self.device)
+        age = (share.pow(self.recency) * (starts - oldest)).long()
+        position = (starts - 1 - age).clamp(min=oldest)  # a product may round up to the oldest
         return self._gather(position, self._random(0, self.num_envs, batch), length)
 
     def sample_episodes(self, batch: int, length: int) -> dict:

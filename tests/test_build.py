@@ -26,6 +26,7 @@ LOSSES += ("dyn", "rep", "actor", "value", "repval")
 SETTINGS = {
     "scenario": {"n_agents": 5},
     **{"envs": 12, "dataset_size": 600, "batch_size": 10, "batch_length": 11, "image_size": 32},
+    "recency": 1.5,
     **{"units": 20, "layers": 4, "head_layers": 3, "cnn_depth": 13, "cnn_points": 7},
     "rssm": {"deter": 24, "stoch": 9, "classes": 6, "blocks": 2, "unimix": 0.05, "sharpness": 1.7},
     "loss_scales": {name: 2.25 + index for index, name in enumerate(LOSSES)},
@@ -103,6 +104,7 @@ def test_sizes_of_batches_and_of_the_replay_arrive(tmp_path):
     recorder.folder.close()
     sizes = [ring.rings["reward"].shape for ring in (recorder.replay, recorder.pictures)]
     assert sizes == [(600 // 12, 12, 5), (160 // 8, 8, 5)]
+    assert recorder.replay.recency == recorder.pictures.recency == 1.5
     assert (learner.batch, learner.length) == (10, 11)
     assert (learner.probe.batch_size, learner.probe.every) == (16, 18)
 

@@ -51,15 +51,18 @@ def test_samples_are_pieces_of_the_true_history(steps):
             assert data["time"].min() > steps - ring.length
 
 
+@pytest.mark.parametrize("recency", [1.0, 2.0])
 @pytest.mark.parametrize(("steps", "starts"), [(18, range(0, 14)), (53, range(34, 49))])
-def test_sampling_is_uniform_over_copies_and_starts(steps, starts):
-    ring, _ = make_ring(steps)
+def test_sampling_is_uniform_over_copies_and_over_powers_of_the_age(steps, starts, recency):
+    ring, _ = make_ring(steps, recency=recency)
     draws, cells = 60_000, 3 * len(starts)
     data, _ = ring.sample(draws, 5)
     counts = torch.zeros(3, steps)
     counts.index_put_((data["copy"][:, 0], data["time"][:, 0]), torch.ones(()), accumulate=True)
     assert set(counts.sum(0).nonzero().flatten().tolist()) == set(starts)
-    chi_square = ((counts[:, list(starts)] - draws / cells) ** 2 / (draws / cells)).sum()
+    ages = torch.arange(len(starts) + 1) / len(starts)
+    expected = draws / 3 * ages.pow(1 / recency).diff().flip(0)  # the oldest first
+    chi_square = ((counts[:, list(starts)] - expected) ** 2 / expected).sum()
     assert chi_square < cells + 5 * (2 * cells) ** 0.5  # five standard deviations
 
 
