@@ -193,15 +193,16 @@ def _headline(task: Mapping, run: Run, rivals: Sequence[Run]) -> list[str]:
     levels = dict(task.get("levels", {}))
     random = f"{levels.pop('random'):,}" if "random" in levels else "-"
     others = [f"{name} {value:,}" for name, value in levels.items()]
-    others += [_near_and_last(rival, run.headline) for rival in rivals]
+    others += [_then_and_last(rival, run.headline) for rival in rivals]
     what, cell = f"{task['title']}: {run.label}", _cell(run.at(run.headline), run)
     return [what, cell, f"{run.headline:,} steps", run.seeds_text, random, "; ".join(others)]
 
 
-def _near_and_last(run: Run, step: int) -> str:
-    """Where a run stood nearest to a step and where it ended, in words."""
+def _then_and_last(run: Run, step: int) -> str:
+    """Where a run stood at a step, or when next evaluated, and where it ended, in words."""
     means = dict(zip(run.steps.tolist(), interquartile_mean(run.returns), strict=True))
-    shown = dict.fromkeys((min(means, key=lambda other: abs(other - step)), max(means)))
+    last = max(means)
+    shown = dict.fromkeys((min((at for at in means if at >= step), default=last), last))
     return f"{run.label} " + ", ".join(f"{number(means[at])} at {at:,}" for at in shown)
 
 
