@@ -171,7 +171,7 @@ def make_env(
 
 def make_dreamer(config: Config, env: Environment) -> Dreamer:
     """The networks for this environment, on its device."""
-    vectors = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+    vectors = _vector_shapes(env)
     image = {"image": (env.image_size, env.image_size, 3)} if env.image_size else {}
     seen = _matching(vectors, config.mlp_keys) | image
     if not seen:
@@ -226,13 +226,18 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
     return dreamer.to(env.device)
 
 
+def _vector_shapes(env: Environment) -> dict[str, tuple]:
+    """The shape of what each agent observes, by its key in rows."""
+    return {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+
+
 def _matching(shapes: dict[str, tuple], pattern: str) -> dict[str, tuple]:
     return {key: shape for key, shape in shapes.items() if re.fullmatch(pattern, key)}
 
 
 def row_spaces(config: Config, env: Environment, image: bool) -> dict[str, tuple]:
     """Shape and type of everything that a row of the replay holds."""
-    vectors = {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+    vectors = _vector_shapes(env)
     spaces = {key: (shape, torch.float32) for key, shape in vectors.items()}
     if image:
         spaces["image"] = ((config.image_size, config.image_size, 3), torch.uint8)

@@ -131,7 +131,8 @@ class WorldModel(nn.Module):
         self.kl_free = kl_free
         self.encoder = MultiEncoder(obs_shapes, units, layers, cnn_depth, norm, cnn_points)
         shapes = predicted_shapes or obs_shapes
-        self.widths = list(vector_sizes(shapes).values())
+        sizes = vector_sizes(shapes)
+        self.widths = list(sizes.values())
         count = sum(self.widths)
         self.rssm = RSSM(
             self.encoder.outputs,
@@ -150,7 +151,7 @@ class WorldModel(nn.Module):
         self.decoder = MultiDecoder(shapes, own, units, layers, cnn_depth, norm, cnn_points)
         self.feat = own + count
         self.sight = self.motion = None
-        if not self.decoder.sizes.keys() <= obs_shapes.keys():
+        if not sizes.keys() <= obs_shapes.keys():
             self.sight = Sight(self.encoder.outputs, own, units, layers, count, norm)
         if self.widths:
             moved_by = self.feat + action_shape[0] * action_shape[1]

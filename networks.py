@@ -7,6 +7,7 @@ Symbols, here and in every other file:
     M  imagined starts                                       R  rewards: 1 for a team, else N
     H  imagination horizon                                   E  embedding width
     S x K  categoricals and their classes                    D  deterministic width
+    V  width of the vectors of all agents, head to tail
     F  width of a feature, the state as the heads see it: D + S * K for the RSSM's own, and then
        the vectors of all agents, seen or predicted (see `WorldModel.complete`)
 

@@ -286,8 +286,8 @@ class MultiDecoder(nn.Module):
         points: int = 0,
     ):
         super().__init__()
-        self.sizes = vector_sizes(shapes)
-        self.standard = Standard(self.sizes) if self.sizes else None
+        sizes = vector_sizes(shapes)
+        self.standard = Standard(sizes) if sizes else None
         if self.standard:
             self.mlp = Head(inputs, units, layers, (self.standard.outputs,), 1.0, norm)
         self.image = "image" in shapes

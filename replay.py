@@ -202,7 +202,7 @@ class Replay:
 
 def _reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on the host they take memory page by page, as rows are written."""
-    if device.type != "cpu" or not math.prod(shape):
+    if device.type != "cpu" or not math.prod(shape):  # no bytes cannot be viewed as another type
         return torch.zeros(shape, dtype=dtype, device=device)
     # NumPy's zeros come from calloc, where torch.zeros would write to every page.
     pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)

@@ -61,7 +61,7 @@ def load(config: Config, env: Environment, logdir: Path, episodes: int) -> tuple
 
 
 def teach(config: Config, dreamer: Dreamer, optimizer: LaProp, replay: Replay) -> None:
-    """One update of the world model alone, as in a run, but for `reward_norm`."""
+    """One update of the world model alone, as in a run, but for `reward_norm` and `recency`."""
     batch, index = replay.sample(config.batch_size, config.batch_length)
     world = dreamer.world
     world.update_scales(batch)
