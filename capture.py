@@ -62,6 +62,9 @@ class Captured:
         # Other threads, such as the writer of episodes, may go on meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = pytree.tree_flatten(self.function(*args))
+        # On the stream of the capture, torch sets back where the generator's numbers begin; a
+        # busy GPU may do so after the first replay has set it, which then draws old numbers.
+        torch.cuda.synchronize()
 
 
 def captured(function: Callable, wanted: bool) -> Callable:
