@@ -76,7 +76,8 @@ def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
     for pair in range(mlp.pairs):
         both = torch.zeros(3, 2, 2)
         both[..., : min(2, inputs - 2 * pair)] = x[..., 2 * pair : 2 * pair + 2]
-        both = torch.cat([both, (both.square().sum(-1, keepdim=True) + 1e-4).sqrt()], -1)
+        length = (both.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+        both = torch.cat([both, length, length.log()], -1)
         hidden = F.silu(both @ mlp.first.weight[pair] + mlp.first.bias[pair])
         seen.append(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair])
     found, alone = mlp(x)
