@@ -186,7 +186,8 @@ class Learner:
         if differences:
             shown, rest = differences[:5], len(differences) - 5
             shown += [f"and {rest} more"] if rest > 0 else []
-            needed = "expected a task with as many agents, that observe and do as much"
+            needed = "expected networks of this version of the code, for as many agents that see "
+            needed += "and do as much"
             raise UserError(f"{source} does not fit: {'; '.join(shown)}; {needed}")
         self.dreamer.load_state_dict(weights, strict=False)
 
