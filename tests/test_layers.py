@@ -66,10 +66,11 @@ def test_stacked_layers_equal_a_loop():
     assert torch.allclose(stacked(x), torch.stack(expected), atol=1e-6)
 
 
+@pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("inputs", [4, 5, 1])
-def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
-    mlp, x = PairMLP(inputs, 7, norm), torch.randn(3, 2, inputs)
+def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm, near):
+    mlp, x = PairMLP(inputs, 7, norm, near), torch.randn(3, 2, inputs)
     for layer in (mlp.first, mlp.second):
         nn.init.normal_(layer.bias)
     seen = []
@@ -77,7 +78,7 @@ def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
         both = torch.zeros(3, 2, 2)
         both[..., : min(2, inputs - 2 * pair)] = x[..., 2 * pair : 2 * pair + 2]
         length = (both.square().sum(-1, keepdim=True) + 1e-4).sqrt()
-        both = torch.cat([both, length, length.log()], -1)
+        both = torch.cat([both, length, *([length.log()] if near else [])], -1)
         hidden = F.silu(both @ mlp.first.weight[pair] + mlp.first.bias[pair])
         seen.append(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair])
     found, alone = mlp(x)
@@ -88,7 +89,7 @@ def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
 
 
 def test_a_pair_of_nothing_has_a_finite_gradient():
-    mlp, x = PairMLP(4, 7), torch.zeros(3, 4, requires_grad=True)
+    mlp, x = PairMLP(4, 7, near=True), torch.zeros(3, 4, requires_grad=True)
     sum(part.sum() for part in mlp(x)).backward()
     assert x.grad.isfinite().all()
 
