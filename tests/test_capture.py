@@ -31,10 +31,6 @@ def test_on_a_cpu_a_captured_function_is_the_function():
     assert len(calls) == 6
 
 
-# GPUs add in changing orders, and an update grows what differs: to 1.03 % was seen, by reinforce.
-TOLERANCE = 0.03
-
-
 @needs_gpu
 def test_a_graph_reads_what_it_is_given_and_changes_things_in_place():
     total, calls, drawn, expected = torch.zeros((), device="cuda"), [], set(), 0.0
@@ -92,7 +88,7 @@ def compare(sees: str, flags: list[str], *kinds: list[str]) -> None:
     expected, found = (train(config, dreamer, replay) for config in (plain, fast))
     for name, series in expected.items():
         error = (found[name] - series).norm() / series.norm().clamp(min=1e-6)
-        assert error < TOLERANCE, f"{name}: {error}"
+        assert error < 0.01, f"{name}: {error}"
 
 
 @needs_gpu
