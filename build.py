@@ -17,7 +17,7 @@ from tools import UserError
 NETWORKS = (
     *("task", "discrete", "reward", "reward_norm"),
     *("image_size", "mlp_keys", "cnn_keys", "predict_keys"),
-    *("units", "layers", "head_layers", "norm", "near", "cnn_depth", "cnn_points"),
+    *("units", "layers", "head_layers", "norm", "cnn_depth", "cnn_points"),
     *("rssm", "probe.depth"),
 )
 # What must not change between a run and its resumption.
@@ -184,7 +184,7 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
     if 0 < config.imag_starts < rewards and config.imag_gradient == "dynamics":
         least = f"{rewards} or more: each start teaches one agent"
         raise UserError(f"--imag_starts {config.imag_starts}: expected {least}")
-    sizes = {"units": config.units, "layers": config.layers, "near": config.near}
+    sizes = {"units": config.units, "layers": config.layers}
     world = WorldModel(
         seen,
         (env.n_agents, env.action_width),

@@ -126,7 +126,6 @@ class WorldModel(nn.Module):
         norm: bool,
         cnn_points: int,
         predicted_shapes: dict[str, tuple[int, ...]] | None = None,
-        near: bool = False,
     ):
         super().__init__()
         self.kl_free = kl_free
@@ -157,7 +156,7 @@ class WorldModel(nn.Module):
         if self.widths:
             moved_by = self.feat + action_shape[0] * action_shape[1]
             self.motion = Head(moved_by, units, layers, (count,), 0.0, norm)
-        self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm, near)
+        self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
     def features(self, state: State) -> Tensor:
@@ -365,7 +364,6 @@ class ImagBehavior(nn.Module):
         imag_gradient: str,
         slow_rate: float,
         widths: Sequence[int] = (),
-        near: bool = False,
     ):
         super().__init__()
         self.actors = Actors(
@@ -378,9 +376,8 @@ class ImagBehavior(nn.Module):
             max_std=max_std,
             unimix=unimix,
             widths=widths,
-            near=near,
         )
-        self.critic = TeamHead(feat, widths, units, layers, rewards, near=near)
+        self.critic = TeamHead(feat, widths, units, layers, rewards)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(rewards)
         self.horizon, self.starts = horizon, starts

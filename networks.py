@@ -102,13 +102,11 @@ class TeamView(nn.Module):
     `widths` are those of the agents' vectors.
     """
 
-    def __init__(self, widths: Sequence[int], units: int, norm: bool = True, near: bool = False):
+    def __init__(self, widths: Sequence[int], units: int, norm: bool = True):
         super().__init__()
         self.widths = tuple(widths)
         self.members = kinds_of(widths)
-        self.mlps = nn.ModuleList(
-            PairMLP(widths[kind[0]], units, norm, near) for kind in self.members
-        )
+        self.mlps = nn.ModuleList(PairMLP(widths[kind[0]], units, norm) for kind in self.members)
         self.outputs = sum(units + mlp.pairs * mlp.SEEN for mlp in self.mlps)
         order = [i for members in self.members for i in members]
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
@@ -150,12 +148,11 @@ class TeamHead(nn.Module):
         layers: int,
         count: int,
         norm: bool = True,
-        near: bool = False,
     ):
         super().__init__()
         self.shape = (count,)
         self.vectors, own = sum(widths), count > 1 and count == len(widths)
-        self.view = TeamView(widths, units, norm, near)
+        self.view = TeamView(widths, units, norm)
         # What all share is multiplied once, not once for each agent.
         self.joint = Linear(inputs - self.vectors + self.view.outputs, units)
         self.own = Linear(units + count, units, bias=False) if own else None
@@ -336,13 +333,12 @@ class Actors(nn.Module):
         max_std: float = 1.0,
         unimix: float = 0.01,
         widths: Sequence[int] = (),
-        near: bool = False,
     ):
         super().__init__()
         self.discrete, self.min_std, self.max_std, self.unimix = discrete, min_std, max_std, unimix
         count, width = len(action_sizes), max(action_sizes)
         self.vectors = sum(widths)
-        self.view = TeamView(widths, units, near=near)
+        self.view = TeamView(widths, units)
         self.joint = Linear(inputs + self.view.outputs, units)
         self.own = None
         if len(widths) == count:

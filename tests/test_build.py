@@ -13,7 +13,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from build import check_values, make_dreamer, make_env
 from config import load_config
-from layers import BlockLinear, PairMLP, RMSNorm, StackedLinear
+from layers import BlockLinear, RMSNorm, StackedLinear
 from learner import Learner
 from models import lambda_return
 from recorder import Recorder
@@ -163,14 +163,6 @@ def test_parts_have_as_many_layers_and_norms_as_told(norm):
     assert depth(world.cont) == (3 + 1, 3 * norm)
     assert depth(behavior.critic) == depth(behavior.slow_critic) == (3 + 4 + 1, 1 + 4)
     assert depth(behavior.actors) == (3 + 5 + 1, 1 + 4)  # the first of the 4 is in two parts
-
-
-@pytest.mark.parametrize("near", [False, True])
-def test_views_see_the_logarithm_of_lengths_if_told(near):
-    dreamer = build(near=near).dreamer
-    views = [m for m in dreamer.modules() if isinstance(m, PairMLP)]
-    assert len(views) == 4  # reward head, critic, its slow copy, actors
-    assert {view.first.weight.shape[1] for view in views} == {3 + near}
 
 
 def channels(part: nn.Module) -> list[int]:
