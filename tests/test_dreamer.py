@@ -16,7 +16,8 @@ from PIL import Image
 
 import build
 import dreamer
-from benchmarks import sides, world_model
+from benchmarks import dreams, sides, world_model
+from benchmarks.teams import load_team
 from config import Config, load_config, read_yaml
 from envs import Environment
 from envs.scenarios import ScenarioError
@@ -108,6 +109,33 @@ def test_each_side_can_be_tried_against_random_play(finished, capsys):
         sides.main(["--logdir", str(finished), "--side", "3"])
 
 
+def test_what_a_team_imagines_is_told_beside_what_happens(finished, capsys):
+    dreams.main(["--logdir", str(finished), "--after", "4", "--copies", "6"])
+    told = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in told.splitlines() if line.startswith("|")]
+    (_, _, real, *_), exchanged = rows[:5], rows[7:]
+    assert "6 episodes from their step 4 on" in told
+    assert all(float(cell) < 0 for cell in real[1:]) and len(real) == 6
+    assert [row[0].strip() for row in exchanged[:3]] == ["code", "vectors", "numbers 0, 1 of each"]
+    with pytest.raises(UserError, match="--after 6: expected 1 to 5"):
+        dreams.main(["--logdir", str(finished), "--after", "6"])
+
+
+def test_only_the_vectors_or_the_code_are_exchanged_for_what_was_foretold(finished):
+    _, env, team, _ = load_team(str(finished), copies=3)
+    before, now = dreams.play(Player(env, team, explore=True), 3)["states"][-2:]
+    states = dreams.exchanged(team, before, env.random_action(), now)
+    same = {
+        name: [torch.equal(*pair) for pair in zip(state, now, strict=True)]
+        for name, state in states.items()
+    }
+    assert same.pop("code") == [True, False, True]
+    assert set(map(tuple, same.values())) == {(True, True, False)}
+    pairs = [state[2] for name, state in states.items() if "numbers" in name]
+    changed = torch.stack([pair != now[2] for pair in pairs])
+    assert torch.equal(changed.sum(0), (states["vectors"][2] != now[2]).long())
+
+
 def test_a_world_model_alone_learns_what_a_run_recorded(finished, capsys, monkeypatch):
     with pytest.raises(UserError, match="--time_limit 20: expected 24 or more"):
         world_model.main([str(finished)])
@@ -116,8 +144,9 @@ def test_a_world_model_alone_learns_what_a_run_recorded(finished, capsys, monkey
     world_model.main([*argv, "1e-2"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
     assert [row[0].strip() for row in rows[2:]] == ["1", "150"] and len(rows[0]) == 5
-    early, late = ([cell.split(",")[0] for cell in row[2:]] for row in rows[2:])
-    assert all(float(new) < float(old) for old, new in zip(early[1:], late[1:], strict=True))
+    early, late = ([cell.strip(" %").split(",") for cell in row[2:]] for row in rows[2:])
+    assert float(late[1][0]) < 0.8 * float(early[1][0])  # vectors, one step ahead
+    assert all(float(new) > float(old) for (_, old), (_, new) in zip(early, late, strict=True))
     with pytest.raises(UserError, match="expected 4 episodes or more, of 20 steps, found 3"):
         world_model.main([str(finished), "--episodes", "3"])
 
