@@ -154,35 +154,44 @@ class PairMLP(nn.Module):
     are made of what single ones of them mean, most often of how long they are. An MLP that sees all
     numbers at once has to learn which belong together, and knows less of new scenes
     (benchmarks/README.md). The first layer also sees that length, and its logarithm, in which what
-    is near stands as far apart as what is far: being within reach is a small part of a scene. A
-    last number without a neighbour is paired with 0. RMSNorm (if `norm`) is in the last layer
-    alone.
+    is near stands as far apart as what is far: being within reach is a small part of a scene.
+    `resolve` sets what no logarithm is less than. A last number without a neighbour is paired with
+    0. RMSNorm (if `norm`) is in the last layer alone.
     """
 
     HIDDEN, SEEN = 32, 16  # units of a pair's layers
     SOFT = 1e-2  # no length is less: at 0 its gradient has no direction
-    # No logarithm is of less. Predicted numbers that rest at 0, such as what a lidar sees of
-    # nobody, tremble by up to a tenth of their deviation. In finer logarithms actors tell imagined
-    # scenes from real ones by that, and learn to act well in the former alone
-    # (benchmarks/README.md).
-    BLUR = 0.3
+    # The least length of a logarithm, in errors of prediction. Numbers that are imagined tremble,
+    # such as what a lidar sees of nobody. In finer logarithms actors tell imagined scenes from real
+    # ones by that, and learn to act well in the former alone (benchmarks/README.md).
+    BLUR = 3.0
 
     def __init__(self, inputs: int, units: int, norm: bool = True):
         super().__init__()
         self.pairs = (inputs + 1) // 2
+        self.register_buffer("least", torch.zeros(self.pairs, 1, 1))  # squared
+        self.resolve(torch.ones(inputs))
         self.first = StackedLinear(self.pairs, 4, self.HIDDEN)
         self.second = StackedLinear(self.pairs, self.HIDDEN, self.SEEN)
         self.joint = nn.Sequential(Linear(self.pairs * self.SEEN, units), activation(units, norm))
 
+    @torch.no_grad()
+    def resolve(self, error: Tensor) -> None:
+        """Take in how well the inputs are predicted: their mean square errors (inputs)."""
+        self.least.copy_(self.BLUR**2 * self._pair(error.unsqueeze(0)).sum(-1, keepdim=True))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., inputs) to (..., units), and what the layers of pairs say alone (..., P * SEEN)."""
-        rows = x.flatten(0, -2)
-        if rows.shape[-1] % 2:
-            rows = F.pad(rows, (0, 1))
-        pairs = rows.unflatten(-1, (self.pairs, 2)).transpose(0, 1)
-        square = pairs.square().sum(-1, keepdim=True)
-        length, blurred = ((square + least**2).sqrt() for least in (self.SOFT, self.BLUR))
-        hidden = F.silu(self.first(torch.cat([pairs, length, blurred.log()], -1)))
+        pairs = self._pair(x.flatten(0, -2))
+        square = pairs.square().sum(-1, keepdim=True) + self.SOFT**2
+        hidden = torch.cat([pairs, square.sqrt(), 0.5 * (square + self.least).log()], -1)
+        hidden = F.silu(self.first(hidden))
         seen = self.second(hidden).transpose(0, 1).flatten(1)
         shape = x.shape[:-1]
         return self.joint(F.silu(seen)).unflatten(0, shape), seen.unflatten(0, shape)
+
+    def _pair(self, rows: Tensor) -> Tensor:
+        """(M, inputs) to (P, M, 2)."""
+        if rows.shape[-1] % 2:
+            rows = F.pad(rows, (0, 1))
+        return rows.unflatten(-1, (self.pairs, 2)).transpose(0, 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distributed import concatenate
 from distributions import Histogram
 from latents import Normals, OneHots
-from networks import RSSM, Actors, Head, Latent, Sight, State, TeamHead
+from networks import RSSM, Actors, Head, Latent, Sight, State, TeamHead, TeamView
 from observations import (
     MultiDecoder,
     MultiEncoder,
@@ -100,6 +100,22 @@ class RewardScale(nn.Module):
         return self.square.sqrt().clamp(min=self.LEAST)
 
 
+class Precision(nn.Module):
+    """Mean square errors (V,) of vectors predicted one step ahead, of the last 50 updates or so."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.register_buffer("error", torch.ones(count))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, square: Tensor, follows: Tensor) -> None:
+        """Take in square errors (B, T, V) where `follows` (B, T) is 1."""
+        known = follows.unsqueeze(-1)
+        sums = concatenate(torch.cat([square * known, known], -1).flatten(0, -2)).sum(0)
+        self.error.lerp_(sums[:-1] / sums[-1:].clamp(min=1), newest_share(self.count, 0.02))
+
+
 class WorldModel(nn.Module):
     """Encoder, RSSM and the heads that predict observations, rewards and continuation.
 
@@ -153,6 +169,7 @@ class WorldModel(nn.Module):
         self.sight = self.motion = None
         if not sizes.keys() <= obs_shapes.keys():
             self.sight = Sight(self.encoder.outputs, own, units, layers, count, norm)
+        self.precision = Precision(count)
         if self.widths:
             moved_by = self.feat + action_shape[0] * action_shape[1]
             self.motion = Head(moved_by, units, layers, (count,), 0.0, norm)
@@ -282,8 +299,9 @@ class WorldModel(nn.Module):
         moved = self.move(vectors[:, :-1], own, action)
         feat = torch.cat([own, moved.detach()], -1)
         losses = self._head_losses(feat, reward[:, 1:], is_terminal)
-        losses["vector"] = (moved - truth[:, 1:]).square().sum(-1)
-        follows = (~is_first).float()
+        square, follows = (moved - truth[:, 1:]).square(), (~is_first).float()
+        self.precision.update(square, follows)
+        losses["vector"] = square.sum(-1)
         return {f"next_{name}": F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
 
     @torch.no_grad()
@@ -521,6 +539,7 @@ class Dreamer(nn.Module):
         self.world, self.behavior, self.probe = world, behavior, probe
         self.reward, self.loss_scales = reward, loss_scales
         self.reward_scale = RewardScale() if reward_norm else None
+        self.views = [part for part in self.modules() if isinstance(part, TeamView) and part.widths]
 
     @property
     def device(self) -> torch.device:
@@ -559,6 +578,8 @@ class Dreamer(nn.Module):
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         self.world.update_scales(batch)
+        for view in self.views:
+            view.resolve(self.world.precision.error)
         reward = combine_rewards(batch["reward"], self.reward)
         units = {}
         if self.reward_scale:

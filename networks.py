@@ -112,6 +112,12 @@ class TeamView(nn.Module):
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
         self.register_buffer("place", place, persistent=False)
 
+    def resolve(self, error: Tensor) -> None:
+        """Take in how well vectors are predicted: mean square errors (sum of widths)."""
+        parts = error.split(self.widths)
+        for members, mlp in zip(self.members, self.mlps, strict=True):
+            mlp.resolve(torch.stack([parts[i] for i in members]).mean(0))
+
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors head to tail (..., sum of widths), as the decoder has them, each and pooled.
 

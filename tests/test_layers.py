@@ -69,15 +69,17 @@ def test_stacked_layers_equal_a_loop():
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("inputs", [4, 5, 1])
 def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
-    mlp, x = PairMLP(inputs, 7, norm), torch.randn(3, 2, inputs)
+    mlp, x, error = PairMLP(inputs, 7, norm), torch.randn(3, 2, inputs), torch.rand(inputs)
+    mlp.resolve(error)
     for layer in (mlp.first, mlp.second):
         nn.init.normal_(layer.bias)
     seen = []
     for pair in range(mlp.pairs):
         both = torch.zeros(3, 2, 2)
         both[..., : min(2, inputs - 2 * pair)] = x[..., 2 * pair : 2 * pair + 2]
-        square = both.square().sum(-1, keepdim=True)
-        both = torch.cat([both, (square + 1e-4).sqrt(), (square + 0.09).sqrt().log()], -1)
+        square = both.square().sum(-1, keepdim=True) + 1e-4
+        least = square + 9 * error[2 * pair : 2 * pair + 2].sum()
+        both = torch.cat([both, square.sqrt(), least.sqrt().log()], -1)
         hidden = F.silu(both @ mlp.first.weight[pair] + mlp.first.bias[pair])
         seen.append(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair])
     found, alone = mlp(x)
@@ -96,6 +98,7 @@ def test_a_pair_of_nothing_has_a_finite_gradient():
 def test_numbers_that_tremble_at_rest_look_as_if_at_rest():
     """An imagined lidar that sees nobody trembles, a real one does not: actors must not tell."""
     mlp, rest = PairMLP(12, 16), torch.zeros(512, 12)
+    mlp.resolve(torch.full((12,), 0.07**2))
     still, trembling, moving = (
         mlp(rest + by * torch.randn_like(rest))[1] for by in (0.0, 0.07, 1.0)
     )

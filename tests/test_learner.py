@@ -81,6 +81,11 @@ def test_bfloat16_learns_as_float32_does(make_dreamer, replay, gradient, norm, m
         )
         assert torch.cosine_similarity(before, after, dim=0) > 0.99
         assert not torch.equal(before, after)
-    for before, after in zip(exact[0], rough[0], strict=True):
-        for name in (name for name in before if name.endswith(("_loss", "_norm"))):
-            torch.testing.assert_close(after[name], before[name], rtol=0.05, atol=0.03)
+    for name in (name for name in exact[0][0] if name.endswith(("_loss", "_norm"))):
+        before, after = (
+            torch.stack([metrics[name] for metrics in run[0]]) for run in (exact, rough)
+        )
+        if name.endswith("_loss"):
+            torch.testing.assert_close(after, before, rtol=0.05, atol=0.03)
+        else:  # which leap in the first updates, where norms follow layers that began at zero
+            assert (after - before).norm() < 0.03 * before.norm(), name

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import combine_rewards
+from networks import TeamHead
 from optimizer import LaProp
 
 # ---- world model ---------------------------------------------------------------------------------
@@ -48,6 +49,25 @@ def test_world_model_overfits_one_batch_of_images(make_world, make_batch):
         image[index : index + 5, 11 - index : 16 - index, index % 3] = 0
     before, after = fit(world, batch, updates=300, rate=1e-2)  # all is nearly white before
     assert after["image"] < before["image"] / 20
+
+
+def test_what_it_takes_to_be_near_is_learned_from_few_rows():
+    """A touch is paid, and one row in two hundred shows one. Lengths alone leave it at 0.2."""
+    head = TeamHead(8, (4, 4), 64, 2, 1, norm=False)
+    head.view.resolve(torch.full((8,), 1e-5))  # vectors are as they are
+    places = 3.4 * torch.rand(8_192, 2, 4) - 1.7
+    near = (places[..., :2].norm(dim=-1) < 0.1).any(-1)
+    x, reward = places.flatten(1), near.float().unsqueeze(-1)
+    optimizer, shown = LaProp(head.parameters(), lr=2e-3, warmup=20), 6_144
+    for _ in range(300):
+        rows = torch.randint(shown, (256,))
+        loss = head(x[rows]).loss(reward[rows]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    expected = head(x[shown:]).mean.squeeze(-1)
+    assert expected[near[shown:]].mean() > 0.6
+    assert expected[~near[shown:]].mean() < 0.02
 
 
 # ---- actors --------------------------------------------------------------------------------------

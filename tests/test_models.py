@@ -18,6 +18,7 @@ from latents import OneHots
 from models import (
     Dreamer,
     ImageProbe,
+    Precision,
     ReturnScale,
     RewardScale,
     combine_rewards,
@@ -250,6 +251,20 @@ def test_losses_of_predicted_states_against_brute_force(make_world, make_batch, 
             }
             for name, value in expected.items():
                 assert found[name].item() == pytest.approx(value.item(), abs=1e-4), name
+
+
+def test_precision_is_the_mean_square_error_where_a_row_follows():
+    precision, follows = Precision(3), (torch.rand(2, 4) > 0.4).float()
+    squares = [torch.rand(2, 4, 3) for _ in range(60)]
+    means = [square[follows.bool()].mean(0) for square in squares]
+    for square in squares:
+        precision.update(square, follows)
+    expected = torch.stack(means[:50]).mean(0)  # and then a fiftieth of each
+    for mean in means[50:]:
+        expected = 0.98 * expected + 0.02 * mean
+    assert torch.allclose(precision.error, expected, atol=1e-5)
+    precision.update(torch.rand(2, 4, 3), torch.zeros(2, 4))
+    assert precision.error.isfinite().all()
 
 
 def test_a_state_is_completed_by_what_is_seen_and_imagined_on_from_it(make_world, make_batch):
@@ -608,6 +623,23 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     assert all(torch.equal(left, right) for left, right in zip(state, inferred, strict=True))
     assert not any(part.requires_grad for part in state)
     assert all(value.shape == () for value in metrics.values())
+
+
+def test_every_view_resolves_what_the_world_model_did_until_then(make_dreamer, make_batch):
+    dreamer = make_dreamer()
+    world, behavior = dreamer.world, dreamer.behavior
+    parts = world.reward, behavior.critic, behavior.slow_critic, behavior.actors
+    assert {part.view for part in parts} == set(dreamer.views)
+    batch = make_batch(world)
+    nn.init.normal_(world.motion.out.weight)
+    dreamer.losses(batch)
+    error = world.precision.error.clone()
+    assert (error != 1).all()
+    dreamer.losses(batch)
+    for part in parts:
+        three, two = (mlp.least.flatten() for mlp in part.view.mlps)  # widths of the two agents
+        assert torch.allclose(three, 9 * torch.stack([error[:2].sum(), error[2]]))
+        assert torch.allclose(two, 9 * error[3:].sum())
 
 
 def test_slow_critic_follows_a_little(make_dreamer):
