@@ -112,7 +112,8 @@ class Precision(nn.Module):
     def update(self, square: Tensor, follows: Tensor) -> None:
         """Take in square errors (B, T, V) where `follows` (B, T) is 1."""
         known = follows.unsqueeze(-1)
-        sums = concatenate(torch.cat([square * known, known], -1).flatten(0, -2)).sum(0)
+        sums = torch.cat([square * known, known], -1).sum((0, 1)).unsqueeze(0)
+        sums = concatenate(sums).sum(0)  # of all ranks
         self.error.lerp_(sums[:-1] / sums[-1:].clamp(min=1), newest_share(self.count, 0.02))
 
 
