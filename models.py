@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distributed import concatenate
 from distributions import Histogram
 from latents import Normals, OneHots
-from networks import RSSM, Actors, Head, Latent, Sight, State, TeamHead, TeamView
+from networks import RSSM, Actors, Head, Latent, Sight, State, TeamHead
 from observations import (
     MultiDecoder,
     MultiEncoder,
@@ -219,10 +219,11 @@ class WorldModel(nn.Module):
         return vectors + self.motion(torch.cat([own, vectors, action], -1))
 
     def update_scales(self, batch: dict[str, Tensor]) -> None:
-        """Take in how large the vectors of replayed sequences are."""
+        """Take in how large the vectors of replayed sequences are, and how precise of late."""
         for part in (self.encoder, self.decoder):
             if part.standard:
                 part.standard.update(batch)
+        self.reward.view.resolve(self.precision.error)
 
     def infer(self, batch: dict[str, Tensor], embed: Tensor) -> tuple[State, Tensor]:
         """The states of replayed sequences, and the posterior, as `RSSM.observe`.
@@ -516,6 +517,11 @@ class ImagBehavior(nn.Module):
         turn = torch.randperm(count, device=self.actors.mask.device) % agents
         return F.one_hot(turn, agents).bool()
 
+    def resolve(self, error: Tensor) -> None:
+        """Let actors and critic tell apart what the world model does: see `TeamView.resolve`."""
+        for part in (self.actors, self.critic, self.slow_critic):
+            part.view.resolve(error)
+
     @torch.no_grad()
     def update_slow(self) -> None:
         """Move the slow critic a little towards the critic."""
@@ -540,7 +546,6 @@ class Dreamer(nn.Module):
         self.world, self.behavior, self.probe = world, behavior, probe
         self.reward, self.loss_scales = reward, loss_scales
         self.reward_scale = RewardScale() if reward_norm else None
-        self.views = [part for part in self.modules() if isinstance(part, TeamView) and part.widths]
 
     @property
     def device(self) -> torch.device:
@@ -579,8 +584,7 @@ class Dreamer(nn.Module):
     def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, State, dict[str, Tensor]]:
         """One number to minimise, the inferred states (to refresh the replay), and metrics."""
         self.world.update_scales(batch)
-        for view in self.views:
-            view.resolve(self.world.precision.error)
+        self.behavior.resolve(self.world.precision.error)
         reward = combine_rewards(batch["reward"], self.reward)
         units = {}
         if self.reward_scale:

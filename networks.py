@@ -114,7 +114,7 @@ class TeamView(nn.Module):
 
     def resolve(self, error: Tensor) -> None:
         """Take in how well vectors are predicted: mean square errors (sum of widths)."""
-        parts = error.split(self.widths)
+        parts = error.split(self.widths) if self.widths else ()
         for members, mlp in zip(self.members, self.mlps, strict=True):
             mlp.resolve(torch.stack([parts[i] for i in members]).mean(0))
 

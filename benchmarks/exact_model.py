@@ -86,6 +86,8 @@ class LearnedReward(nn.Module):
         self.task = task
         flat = NumberHead(task.feat, 128, 3, 1, norm=False)
         self.head = TeamHead(task.feat, task.widths, 128, 2, 1, norm=False) if pooled else flat
+        if pooled:
+            self.head.view.resolve(torch.zeros(task.feat))  # motion is exact
         self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
         self.seen: Tensor | None = None
 
@@ -122,7 +124,7 @@ def make_behavior(
     gradient: str = "dynamics",
 ) -> ImagBehavior:
     """Actors and critic with the defaults of `configs.yaml`."""
-    return ImagBehavior(
+    behavior = ImagBehavior(
         *(task.feat, [2] * task.agents, False, 1),
         **{"units": 128, "layers": 2, "min_std": 0.1, "max_std": 1.0, "unimix": 0.01},
         horizon=horizon,
@@ -134,6 +136,8 @@ def make_behavior(
         slow_rate=0.02,
         widths=task.widths if pools else (),
     )
+    behavior.resolve(torch.zeros(task.feat))  # motion is exact
+    return behavior
 
 
 def play(
