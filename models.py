@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distributed import concatenate
 from distributions import Histogram
 from latents import Normals, OneHots
 from networks import RSSM, Actors, Head, Latent, Sight, State, TeamHead
@@ -21,9 +20,9 @@ from observations import (
     MultiEncoder,
     image_error,
     make_image_decoder,
-    newest_share,
     vector_sizes,
 )
+from scales import Precision, ReturnScale, RewardScale
 
 
 def lambda_return(
@@ -80,41 +79,6 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-class RewardScale(nn.Module):
-    """The root mean square of the rewards that are learned, averaged over updates, in a buffer."""
-
-    LEAST = 1e-6
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("square", torch.zeros(()))
-        self.register_buffer("count", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, reward: Tensor) -> Tensor:
-        """Take in replayed rewards (..., R), and give the scale (0-d), never below `LEAST`."""
-        rows = concatenate(reward.flatten(0, -2))
-        self.square.lerp_(rows.square().mean(), newest_share(self.count))
-        return self.square.sqrt().clamp(min=self.LEAST)
-
-
-class Precision(nn.Module):
-    """Mean square errors (V,) of vectors predicted one step ahead, of the last 50 updates or so."""
-
-    def __init__(self, count: int):
-        super().__init__()
-        self.register_buffer("error", torch.ones(count))
-        self.register_buffer("count", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, square: Tensor, follows: Tensor) -> None:
-        """Take in square errors (B, T, V) where `follows` (B, T) is 1."""
-        known = follows.unsqueeze(-1)
-        sums = torch.cat([square * known, known], -1).sum((0, 1)).unsqueeze(0)
-        sums = concatenate(sums).sum(0)  # of all ranks
-        self.error.lerp_(sums[:-1] / sums[-1:].clamp(min=1), newest_share(self.count, 0.02))
 
 
 class WorldModel(nn.Module):
@@ -337,29 +301,6 @@ class ImageProbe(nn.Module):
     def loss(self, feat: Tensor, image: Tensor) -> Tensor:
         """The `image_error` (...) of what it draws of features (..., F)."""
         return image_error(self(feat), image)
-
-
-class ReturnScale(nn.Module):
-    """The range between the 5th and 95th percentile of returns, averaged over updates.
-
-    One range per reward, kept in buffers so that a checkpoint holds it.
-    """
-
-    def __init__(self, rewards: int, decay: float = 0.99, limit: float = 1.0):
-        super().__init__()
-        self.decay, self.limit = decay, limit
-        self.register_buffer("low", torch.zeros(rewards))
-        self.register_buffer("high", torch.zeros(rewards))
-        self.register_buffer("ends", torch.tensor([0.05, 0.95]), persistent=False)
-
-    @torch.no_grad()
-    def update(self, returns: Tensor) -> Tensor:
-        """Take in returns (..., R) and give the scale (R,), never below `limit`."""
-        flat = concatenate(returns.detach().flatten(0, -2).float())
-        low, high = torch.quantile(flat, self.ends, dim=0)
-        self.low.lerp_(low, 1 - self.decay)
-        self.high.lerp_(high, 1 - self.decay)
-        return (self.high - self.low).clamp(min=self.limit)
 
 
 class ImagBehavior(nn.Module):

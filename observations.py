@@ -10,10 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distributed import concatenate
-from distributions import symlog
-from layers import MLP, Linear, RMSNorm, init_weights, kinds_of
+from layers import MLP, Linear, RMSNorm, init_weights
 from networks import Head
+from scales import Standard
 
 
 class ChannelNorm(RMSNorm):
@@ -155,57 +154,6 @@ class KeypointDecoder(nn.Module):
 
     def _bell(self, place: Tensor) -> Tensor:
         return torch.exp(-((self.spots - place) / self.width.exp()).square() / 2)
-
-
-def newest_share(count: Tensor, slowest: float = 1e-3) -> Tensor:
-    """Count one more batch, in place; its share (0-d) in an average of all that follows slowly."""
-    count += 1
-    return (1 / count).clamp(min=slowest)
-
-
-class Standard(nn.Module):
-    """Vectors of observations, head to tail (..., outputs), after symlog and on one footing: about
-    mean 0 and deviation 1 each number. Takes those that `sizes` maps to their widths.
-
-    What is small, like a lidar's reading, would be drowned by positions, both as an input and in
-    the squared error of its prediction. Means and deviations are those of the replayed rows, over
-    all agents of a kind (`kinds_of`): what learns about one agent from another (`TeamView`) must
-    find the same place at the same numbers. They are buffers, so that a checkpoint holds them.
-    """
-
-    FINEST = 0.05  # deviations below it count as this much: not every trifle is worth predicting
-
-    def __init__(self, sizes: dict[str, int]):
-        super().__init__()
-        self.keys, self.widths = list(sizes), list(sizes.values())
-        self.outputs = sum(self.widths)
-        self.register_buffer("mean", torch.zeros(self.outputs))
-        self.register_buffer("square", torch.ones(self.outputs))
-        self.register_buffer("count", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, obs: dict[str, Tensor]) -> None:
-        """Take in how large observed vectors are."""
-        rows = concatenate(self._join(obs).flatten(0, -2))
-        rate = newest_share(self.count)
-        self.mean.lerp_(self._of_kind(rows.mean(0)), rate)
-        self.square.lerp_(self._of_kind(rows.square().mean(0)), rate)
-
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        deviation = (self.square - self.mean.square()).clamp(min=self.FINEST**2).sqrt()
-        return (self._join(obs) - self.mean) / deviation
-
-    def _of_kind(self, numbers: Tensor) -> Tensor:
-        """Each agent's numbers (outputs) as the mean over agents of its kind."""
-        parts = list(numbers.split(self.widths))
-        for members in kinds_of(self.widths):
-            mean = torch.stack([parts[i] for i in members]).mean(0)
-            for i in members:
-                parts[i] = mean
-        return torch.cat(parts)
-
-    def _join(self, obs: dict[str, Tensor]) -> Tensor:
-        return symlog(torch.cat([obs[key] for key in self.keys], -1))
 
 
 def vector_sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:

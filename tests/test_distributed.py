@@ -21,7 +21,8 @@ import dreamer
 from build import share
 from config import Config, load_config
 from learner import Learner
-from models import Dreamer, ReturnScale
+from models import Dreamer
+from scales import ReturnScale
 from tests.test_resume import stop_after
 from tools import UserError
 

@@ -4,7 +4,6 @@ import copy
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,12 @@ from latents import OneHots
 from models import (
     Dreamer,
     ImageProbe,
-    Precision,
-    ReturnScale,
-    RewardScale,
     combine_rewards,
     frozen,
     kl_losses,
     lambda_return,
 )
+from scales import RewardScale
 
 SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
 SCALES |= {"embed": 0.9, "actor": 0.7, "value": 1.2, "repval": 0.3}
@@ -117,31 +114,6 @@ def test_kl_balance_gradients_and_free_nats():
         grad = torch.autograd.grad(loss.sum(), source, retain_graph=True)[0]
         moved = grad.flatten(1).abs().sum(1) > 0
         assert torch.equal(moved, dynamics > free) and moved.sum() == 4
-
-
-def test_return_scale_against_numpy():
-    scale, low, high = ReturnScale(2), np.zeros(2), np.zeros(2)
-    for step in range(200):
-        returns = torch.randn(5, 7, 2) * torch.tensor([10.0, 0.1]) + step
-        low = 0.99 * low + 0.01 * np.percentile(returns.numpy(), 5, axis=(0, 1))
-        high = 0.99 * high + 0.01 * np.percentile(returns.numpy(), 95, axis=(0, 1))
-        given = scale.update(returns)
-        np.testing.assert_allclose(given, np.maximum(1.0, high - low), rtol=1e-3)
-    assert given[0] > 20 and given[1] == 1.0
-    assert set(scale.state_dict()) == {"low", "high"}
-
-
-def test_reward_scale_is_the_root_mean_square_of_all_rewards_then_follows_slowly():
-    scale, seen = RewardScale(), []
-    for _ in range(10):
-        seen.append(3.0 + torch.randn(4, 6, 2))
-        given = scale.update(seen[-1])
-    assert given.item() == pytest.approx(torch.stack(seen).square().mean().sqrt().item(), rel=1e-5)
-    scale.count.fill_(1e6)
-    given = scale.update(torch.full((4, 6, 2), 100.0))
-    expected = (torch.stack(seen).square().mean() * 0.999 + 0.001 * 100.0**2).sqrt()
-    assert given.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert RewardScale().update(torch.zeros(4, 6, 2)) > 0  # nothing was paid yet
 
 
 @pytest.mark.parametrize("reward", ["mean", "agent"])
@@ -251,20 +223,6 @@ def test_losses_of_predicted_states_against_brute_force(make_world, make_batch, 
             }
             for name, value in expected.items():
                 assert found[name].item() == pytest.approx(value.item(), abs=1e-4), name
-
-
-def test_precision_is_the_mean_square_error_where_a_row_follows():
-    precision, follows = Precision(3), (torch.rand(2, 4) > 0.4).float()
-    squares = [torch.rand(2, 4, 3) for _ in range(60)]
-    means = [square[follows.bool()].mean(0) for square in squares]
-    for square in squares:
-        precision.update(square, follows)
-    expected = torch.stack(means[:50]).mean(0)  # and then a fiftieth of each
-    for mean in means[50:]:
-        expected = 0.98 * expected + 0.02 * mean
-    assert torch.allclose(precision.error, expected, atol=1e-5)
-    precision.update(torch.rand(2, 4, 3), torch.zeros(2, 4))
-    assert precision.error.isfinite().all()
 
 
 def test_a_state_is_completed_by_what_is_seen_and_imagined_on_from_it(make_world, make_batch):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from distributions import symexp
 from observations import (
     ImageDecoder,
     ImageEncoder,
@@ -11,7 +10,6 @@ from observations import (
     KeypointEncoder,
     MultiDecoder,
     MultiEncoder,
-    Standard,
 )
 
 
@@ -99,48 +97,6 @@ def test_keypoints_are_drawn_where_they_are_in_the_colour_they_got():
     for axis, place in ((1, 0.5), (0, -0.25)):  # columns, rows
         middle = (ink.sum(1 - axis) * torch.arange(64)).sum() / ink.sum()
         assert middle.item() == pytest.approx(4 * 7.5 * (place + 1) + 1.5, abs=1.0)
-
-
-def test_a_standard_puts_vectors_on_one_footing():
-    standard = Standard({"agent0": 1, "agent1": 2})
-    symlogs = torch.randn(3, 4, 5, 3) * torch.tensor([2.0, 0.3, 0.01]) + 1
-    batches = dict(zip(("agent0", "agent1"), symexp(symlogs).split([1, 2], -1), strict=True))
-    assert torch.allclose(standard(batches), symlogs, atol=1e-5)
-    for i in range(3):
-        standard.update({key: rows[i] for key, rows in batches.items()})
-    rows = symlogs.flatten(0, -2)
-    deviation = rows.std(0, correction=0)
-    assert deviation[2] < 0.05
-    deviation[2] = 0.05  # less is noise
-    assert torch.allclose(standard(batches), (symlogs - rows.mean(0)) / deviation, atol=1e-3)
-
-
-def test_vectors_of_one_width_have_one_footing():
-    """Or an MLP that agents share would see the same place at other numbers for each of them."""
-    standard = Standard({"agent0": 2, "agent1": 3, "agent2": 2})
-    shifts = {"agent0": torch.tensor([0.5, 0.0]), "agent1": torch.ones(3), "agent2": torch.zeros(2)}
-    rows = {key: symexp(torch.randn(4000, len(by)) + by) for key, by in shifts.items()}
-    for _ in range(200):
-        standard.update(rows)
-    same = symexp(torch.tensor([[0.25, 1.0]]))
-    one, _, other = standard({"agent0": same, "agent1": torch.ones(1, 3), "agent2": same}).split(
-        [2, 3, 2], -1
-    )
-    assert torch.equal(one, other) and one[0, 0].abs() < 0.1
-    both = torch.cat([rows["agent0"], rows["agent2"]])
-    rows |= {"agent0": both, "agent1": both[:, [0, 0, 0]], "agent2": both}
-    found = torch.cat(standard(rows).split([2, 3, 2], -1)[::2])
-    assert torch.allclose(found.mean(0), torch.zeros(2), atol=0.05)
-    assert torch.allclose(found.std(0), torch.ones(2), atol=0.05)
-
-
-def test_a_standard_goes_on_learning():
-    standard, found = Standard({"agent0": 1}), []
-    for offset in [0.0] * 2000 + [1.0] * 2000:
-        standard.update({"agent0": symexp(torch.tensor([[offset - 0.5], [offset + 0.5]]))})
-        found.append(standard.mean.item())
-    assert found[1999] == pytest.approx(0, abs=1e-5)
-    assert found[3999] == pytest.approx(1 - 0.999**2000, abs=1e-3)
 
 
 SHAPES = {"agent0": (3,), "image": (16, 16, 3), "agent1": (2,)}
