@@ -27,14 +27,13 @@ from tools import UserError
 HORIZONS = (1, 5, 10, 15)
 
 
-def play(player: Player, steps: int) -> dict[str, Tensor]:
-    """The next rows, stacked to (B, steps, ...), and under `states` the states after them."""
+def play(player: Player, steps: int) -> tuple[dict[str, Tensor], list[State]]:
+    """The next rows, stacked to (B, steps, ...), and what was inferred from each (B, ...)."""
     rows, states = [], []
     for _ in range(steps):
         rows.append(player.step())
         states.append(player.state)
-    stacked = {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
-    return stacked | {"states": states}
+    return {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}, states
 
 
 def imagine(dreamer: Dreamer, state: State, act: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -62,6 +61,28 @@ def exchanged(dreamer: Dreamer, before: State, action: Tensor, now: State) -> di
     return states
 
 
+def print_rewards(rewards: dict[str, Tensor]) -> None:
+    """A row for each name, of rewards (B, H, R)."""
+    print("| reward |", " | ".join(f"after {horizon}" for horizon in HORIZONS), "| all |")
+    print("|---" * (len(HORIZONS) + 2) + "|")
+    for name, reward in rewards.items():
+        means = reward.mean((0, 2))
+        cells = [means[horizon - 1] for horizon in HORIZONS] + [means.sum()]
+        print(f"| {name} |", " | ".join(f"{cell:.4f}" for cell in cells), "|")
+
+
+def print_actions(dreamer: Dreamer, now: State, states: dict[str, State]) -> None:
+    """How differently the actors act on other states (B, ...) than on the one that is `now`."""
+    mode, *others = (
+        dreamer.behavior.actors(dreamer.world.features(state)).mode
+        for state in (now, *states.values())
+    )
+    print("\n| foretold | actions differ by | of |\n|---|---|---|")
+    for name, other in zip(states, others, strict=True):
+        difference, size = (part.square().mean().sqrt() for part in (other - mode, mode))
+        print(f"| {name} | {difference:.2f} | {size:.2f} |")
+
+
 @torch.no_grad()
 def main(argv: list[str]) -> None:
     """Load the run, play it and imagine. Raises `UserError` and `ScenarioError`."""
@@ -77,12 +98,12 @@ def main(argv: list[str]) -> None:
     if not 1 <= args.after <= most:
         raise UserError(f"--after {args.after}: expected 1 to {most}")
     player = Player(env, dreamer, explore=True)
-    past = play(player, 1 + args.after)
-    future = play(player, HORIZONS[-1])
+    past, states = play(player, 1 + args.after)
+    future, _ = play(player, HORIZONS[-1])
     going_on = ~torch.cat([past["is_first"][:, 1:], future["is_first"]], 1).any(1)
     if not going_on.any():
         raise UserError(f"--after {args.after}: expected fewer, every episode ends before")
-    before, now = (tuple(part[going_on] for part in state) for state in past["states"][-2:])
+    before, now = (tuple(part[going_on] for part in state) for state in states[-2:])
     came, taken = (future[key][going_on] for key in ("reward", "action"))
     came = combine_rewards(came, config.reward)
     if dreamer.reward_scale:
@@ -96,19 +117,9 @@ def main(argv: list[str]) -> None:
     print(
         f"After {step:,} steps of training, {len(came)} episodes from their step {args.after} on\n"
     )
-    print("| reward |", " | ".join(f"after {horizon}" for horizon in HORIZONS), "| all |")
-    print("|---" * (len(HORIZONS) + 2) + "|")
-    for name, reward in imagined.items():
-        means = reward.mean((0, 2))
-        cells = [means[horizon - 1] for horizon in HORIZONS] + [means.sum()]
-        print(f"| {name} |", " | ".join(f"{cell:.4f}" for cell in cells), "|")
-    mode = actors(dreamer.world.features(now)).mode
+    print_rewards(imagined)
     led_here = past["action"][going_on, -1]
-    print("\n| foretold | actions differ by | of |\n|---|---|---|")
-    for name, state in exchanged(dreamer, before, led_here, now).items():
-        other = actors(dreamer.world.features(state)).mode
-        rms = [part.square().mean().sqrt() for part in (other - mode, mode)]
-        print(f"| {name} | {rms[0]:.2f} | {rms[1]:.2f} |")
+    print_actions(dreamer, now, exchanged(dreamer, before, led_here, now))
 
 
 if __name__ == "__main__":

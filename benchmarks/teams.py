@@ -17,9 +17,10 @@ SETTINGS = Path(__file__).resolve().parent.parent / "configs.yaml"
 
 
 def load_team(logdir: str, copies: int = 0) -> tuple[Config, Environment, Dreamer, int]:
-    """Settings, copies of the task for evaluation (`eval_envs`, or fewer), team, steps trained.
+    """Settings, copies of the task (by default `eval_envs`), team, steps that it has trained.
 
-    Raises `UserError` where there is nothing to load.
+    Scenes and draws are those of the run's seed, and no scenes of training. Raises `UserError`
+    where there is nothing to load.
     """
     torch.set_num_threads(1)
     flags = ["--logdir", logdir, "--eval_only", "true"]

@@ -123,7 +123,7 @@ def test_what_a_team_imagines_is_told_beside_what_happens(finished, capsys):
 
 def test_only_the_vectors_or_the_code_are_exchanged_for_what_was_foretold(finished):
     _, env, team, _ = load_team(str(finished), copies=3)
-    before, now = dreams.play(Player(env, team, explore=True), 3)["states"][-2:]
+    before, now = dreams.play(Player(env, team, explore=True), 3)[1][-2:]
     states = dreams.exchanged(team, before, env.random_action(), now)
     same = {
         name: [torch.equal(*pair) for pair in zip(state, now, strict=True)]
