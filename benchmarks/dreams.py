@@ -91,9 +91,11 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--logdir", required=True)
     parser.add_argument("--after", type=int, default=20, help="steps that are played before")
-    parser.add_argument("--copies", type=int, default=256)
+    parser.add_argument("--episodes", type=int, default=256)
     args = parser.parse_args(argv)
-    config, env, dreamer, step = load_team(args.logdir, args.copies)
+    count = str(args.episodes)
+    flags = "--eval_episode_num", count, "--eval_envs", count
+    config, env, dreamer, step = load_team(args.logdir, *flags)
     most = config.time_limit - HORIZONS[-1]
     if not 1 <= args.after <= most:
         raise UserError(f"--after {args.after}: expected 1 to {most}")

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--side", type=int, nargs="+", action="append", help="agents, from 0")
     parser.add_argument("--episodes", type=int, default=256)
     args = parser.parse_args(argv)
-    config, env, dreamer, step = load_team(args.logdir)
+    config, env, dreamer, step = load_team(args.logdir, "--eval_episode_num", str(args.episodes))
     everyone, sides = list(range(env.n_agents)), args.side or []
     if unknown := sorted({agent for side in sides for agent in side} - set(everyone)):
         raise UserError(f"--side {unknown[0]}: expected agents from 0 to {everyone[-1]}")

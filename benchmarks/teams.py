@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from build import make_dreamer, make_env
+from build import check_values, make_dreamer, make_env
 from checkpoint import Checkpoints
 from config import Config, load_config
 from dreamer import EVAL_SEED
@@ -16,17 +16,18 @@ from tools import UserError
 SETTINGS = Path(__file__).resolve().parent.parent / "configs.yaml"
 
 
-def load_team(logdir: str, copies: int = 0) -> tuple[Config, Environment, Dreamer, int]:
-    """Settings, copies of the task (by default `eval_envs`), team, steps that it has trained.
+def load_team(logdir: str, *flags: str) -> tuple[Config, Environment, Dreamer, int]:
+    """Settings, copies of the task for an evaluation, team, steps that it has trained.
 
-    Scenes and draws are those of the run's seed, and no scenes of training. Raises `UserError`
-    where there is nothing to load.
+    `flags` are settings over those of the run. Scenes and draws are those of its seed, and no
+    scenes of training. Raises `UserError` where there is nothing to load.
     """
     torch.set_num_threads(1)
-    flags = ["--logdir", logdir, "--eval_only", "true"]
+    flags = ["--logdir", logdir, "--eval_only", "true", *flags]
     config = load_config(flags, SETTINGS, saved=Path(logdir) / "config.yaml")
-    device = torch.device("cpu")
-    env = make_env(config, device, copies or config.eval_envs, EVAL_SEED + config.seed)
+    check_values(config)
+    device, copies = torch.device("cpu"), min(config.eval_envs, config.eval_episode_num)
+    env = make_env(config, device, copies, EVAL_SEED + config.seed)
     if not (state := Checkpoints(Path(logdir)).load(device)):
         raise UserError(f"--logdir {logdir}: there is no latest.pt to play")
     learner = Learner(config, make_dreamer(config, env))

@@ -110,7 +110,7 @@ def test_each_side_can_be_tried_against_random_play(finished, capsys):
 
 
 def test_what_a_team_imagines_is_told_beside_what_happens(finished, capsys):
-    dreams.main(["--logdir", str(finished), "--after", "4", "--copies", "6"])
+    dreams.main(["--logdir", str(finished), "--after", "4", "--episodes", "6"])
     told = capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in told.splitlines() if line.startswith("|")]
     (_, _, real, *_), exchanged = rows[:5], rows[7:]
@@ -119,10 +119,12 @@ def test_what_a_team_imagines_is_told_beside_what_happens(finished, capsys):
     assert [row[0].strip() for row in exchanged[:3]] == ["code", "vectors", "numbers 0, 1 of each"]
     with pytest.raises(UserError, match="--after 6: expected 1 to 5"):
         dreams.main(["--logdir", str(finished), "--after", "6"])
+    with pytest.raises(UserError, match="--eval_episode_num 0: expected 1 or more"):
+        dreams.main(["--logdir", str(finished), "--episodes", "0"])
 
 
 def test_only_the_vectors_or_the_code_are_exchanged_for_what_was_foretold(finished):
-    _, env, team, _ = load_team(str(finished), copies=3)
+    _, env, team, _ = load_team(str(finished))
     before, now = dreams.play(Player(env, team, explore=True), 3)[1][-2:]
     states = dreams.exchanged(team, before, env.random_action(), now)
     same = {
