@@ -77,7 +77,9 @@ class Precision(nn.Module):
         known = follows.unsqueeze(-1)
         sums = torch.cat([square * known, known], -1).sum((0, 1)).unsqueeze(0)
         sums = concatenate(sums).sum(0)  # of all ranks
-        self.error.lerp_(sums[:-1] / sums[-1:].clamp(min=1), newest_share(self.count, 0.02))
+        counted = sums[-1:]
+        share = newest_share(self.count, 0.02) * (counted > 0)
+        self.error.lerp_(sums[:-1] / counted.clamp(min=1), share)
 
 
 class RewardScale(nn.Module):
