@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ WHITE = 255
 LEGIBLE_PEN = 0.6  # strokes of large pictures are at least so many pixels wide per pixel of VMAS's
 GRAY = (0.25, 0.25, 0.25)
 BLACK = (0.15, 0.15, 0.15)
+TINTS = (0.0, 2 / 3, 1 / 3)  # hues for greys that are to be told apart: red, blue, green
 
 
 def render(
@@ -163,7 +165,9 @@ def _entities(sim: Any, copies: int, shades: bool, legible: bool) -> list[Shape]
     turns = turns.nan_to_num(0.0, 0.0, 0.0)
     agents = [entity for entity in entities if _is_agent(entity)]
     marks = [entity for entity in entities if _is_round(entity) and not _is_agent(entity)]
-    told = (_shades(agents) if shades or legible else {}) | (_shades(marks) if shades else {})
+    told = _shades(agents) if shades or legible else {}
+    if shades:
+        told |= _shades(marks, taken=[_hue(agent.color)[0] for agent in agents if _told(agent)])
     under, shapes = [], []
     for i, entity in enumerate(entities):
         spot, turn, shown = spots[:, i : i + 1], turns[:, i : i + 1], seen[:, i].float()
@@ -232,21 +236,41 @@ def _arrow(spot: Tensor, tip: Tensor, color: Any, shown: Tensor) -> Shape:
     return Shape("box", spot + tip / 2, half, color, shown, angle, stroke=2.0)
 
 
-def _shades(entities: list[Any]) -> dict[str, tuple[float, ...]]:
-    """Colours by which entities of one colour are told apart: darker to lighter, hue turned."""
+def _shades(entities: list[Any], taken: Sequence[float] = ()) -> dict[str, tuple[float, ...]]:
+    """Colours by which entities of one colour are told apart: darker to lighter, hue turned.
+
+    Greys differ by more than their lightness: they are tinted by a hue far from those `taken`.
+    """
     alike: dict[tuple[float, ...], list[str]] = {}
     for entity in entities:
-        if not isinstance(entity.color, Tensor):
+        if _told(entity):
             alike.setdefault(tuple(entity.color), []).append(entity.name)
     shades = {}
     for color, names in alike.items():
-        hue, _, saturation = colorsys.rgb_to_hls(*color[:3])
-        saturation = max(saturation, 0.5)  # greys differ by more than their lightness
+        hue, saturation = _hue(color)
+        if not saturation:
+            hue = next((tint for tint in TINTS if _far(tint, taken)), TINTS[0])
         for i, name in enumerate(names if len(names) > 1 else []):
             turn = i / (len(names) - 1) - 0.5
-            rgb = colorsys.hls_to_rgb((hue - 0.18 * turn) % 1, 0.5 + 0.36 * turn, saturation)
-            shades[name] = rgb
+            tint, lightness = (hue - 0.18 * turn) % 1, 0.5 + 0.36 * turn
+            shades[name] = colorsys.hls_to_rgb(tint, lightness, max(saturation, 0.5))
     return shades
+
+
+def _told(entity: Any) -> bool:
+    """Whether it has a colour that all copies share."""
+    return not isinstance(entity.color, Tensor)
+
+
+def _hue(color: Sequence[float]) -> tuple[float, float]:
+    """Hue and saturation, each from 0 to 1."""
+    hue, _, saturation = colorsys.rgb_to_hls(*color[:3])
+    return hue, saturation
+
+
+def _far(hue: float, others: Sequence[float]) -> bool:
+    """Whether it is a quarter of the circle, or more, from all others."""
+    return all(abs((hue - other + 0.5) % 1 - 0.5) >= 0.25 for other in others)
 
 
 def _is_agent(entity: Any) -> bool:

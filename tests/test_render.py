@@ -1,5 +1,6 @@
 """Drawing: shapes on pixels, cameras, what scenarios add, bad input, and VMAS's own frames."""
 
+import colorsys
 import math
 import sys
 import warnings
@@ -183,6 +184,20 @@ def test_shades_tell_agents_and_round_landmarks_apart():
         assert len({tuple(plain[row, col].tolist()) for col in (44, 144, 244)}) == 1
         assert len({tuple(shaded[row, col].tolist()) for col in (44, 144, 244)}) == 3
     assert torch.equal((plain < 255).any(-1), (shaded < 255).any(-1))  # the same shapes
+
+
+def test_shades_of_grey_landmarks_are_no_shades_of_agents():
+    """As in simple_tag, whose obstacles are black and whose predators are red."""
+    env = make("simple_tag", copies=1)
+    shown = [*env.agents, *env.world.landmarks]
+    for i, entity in enumerate(shown):
+        entity.set_pos(torch.tensor([[0.4 * i - 1.0, 0.0]]), None)
+    size = 288
+    shaded = render(env, size, shades=True)[0].float() / 255
+    middle = [round(size / 2 + position.state.pos[0, 0].item() * 100) for position in shown]
+    hues = [colorsys.rgb_to_hls(*shaded[size // 2, col].tolist())[0] for col in middle]
+    for mark in hues[len(env.agents) :]:
+        assert all(abs((mark - hue + 0.5) % 1 - 0.5) > 0.1 for hue in hues[: len(env.agents)])
 
 
 @pytest.mark.parametrize("scenario", ["wheel", "balance", "transport"])
