@@ -194,8 +194,8 @@ def test_shades_of_grey_landmarks_are_no_shades_of_agents():
         entity.set_pos(torch.tensor([[0.4 * i - 1.0, 0.0]]), None)
     size = 288
     shaded = render(env, size, shades=True)[0].float() / 255
-    middle = [round(size / 2 + position.state.pos[0, 0].item() * 100) for position in shown]
-    hues = [colorsys.rgb_to_hls(*shaded[size // 2, col].tolist())[0] for col in middle]
+    columns = [round(size / 2 + entity.state.pos[0, 0].item() * 100) for entity in shown]
+    hues = [colorsys.rgb_to_hls(*shaded[size // 2, col].tolist())[0] for col in columns]
     for mark in hues[len(env.agents) :]:
         assert all(abs((mark - hue + 0.5) % 1 - 0.5) > 0.1 for hue in hues[: len(env.agents)])
 
