@@ -148,21 +148,18 @@ def kinds_of(widths: Sequence[int]) -> list[list[int]]:
 
 
 class PairMLP(nn.Module):
-    """An MLP for one agent's vector: two layers for every three neighbouring numbers, one for all.
+    """An MLP for one agent's vector: two layers for each pair of neighbouring numbers, one for all.
 
     What VMAS's agents observe is positions, velocities and distances head to tail, and rewards
     are made of what single ones of them mean, most often of how long they are. An MLP that sees all
     numbers at once has to learn which belong together, and knows less of new scenes
-    (benchmarks/README.md). Where a pair begins is not known (there may be a flag between two), so
-    windows are of three numbers, that is two pairs, and share their ends with the next ones. Zeros
-    fill the last.
-
-    The first layer also sees how long pairs are, and the logarithm of that, in which what is near
-    stands as far apart as what is far: being within reach is a small part of a scene. `resolve`
-    sets what no logarithm is less than. RMSNorm (if `norm`) is in the last layer alone.
+    (benchmarks/README.md). The first layer also sees that length, and its logarithm, in which what
+    is near stands as far apart as what is far: being within reach is a small part of a scene.
+    `resolve` sets what no logarithm is less than. A last number without a neighbour is paired with
+    0. RMSNorm (if `norm`) is in the last layer alone.
     """
 
-    HIDDEN, SEEN = 32, 16  # units of a window's layers
+    HIDDEN, SEEN = 32, 16  # units of a pair's layers
     SOFT = 1e-2  # no length is less: at 0 its gradient has no direction
     # The least length of a logarithm, in errors of prediction. Numbers that are imagined tremble,
     # such as what a lidar sees of nobody. In finer logarithms actors tell imagined scenes from real
@@ -171,34 +168,30 @@ class PairMLP(nn.Module):
 
     def __init__(self, inputs: int, units: int, norm: bool = True):
         super().__init__()
-        self.windows = max(inputs // 2, 1)
-        self.register_buffer("least", torch.zeros(self.windows, 1, 2))  # squared
+        self.pairs = (inputs + 1) // 2
+        self.register_buffer("least", torch.zeros(self.pairs, 1, 1))  # squared
         self.resolve(torch.ones(inputs))
-        self.first = StackedLinear(self.windows, 3 + 2 + 2, self.HIDDEN)
-        self.second = StackedLinear(self.windows, self.HIDDEN, self.SEEN)
-        self.joint = nn.Sequential(Linear(self.windows * self.SEEN, units), activation(units, norm))
+        self.first = StackedLinear(self.pairs, 4, self.HIDDEN)
+        self.second = StackedLinear(self.pairs, self.HIDDEN, self.SEEN)
+        self.joint = nn.Sequential(Linear(self.pairs * self.SEEN, units), activation(units, norm))
 
     @torch.no_grad()
     def resolve(self, error: Tensor) -> None:
         """Take in how well the inputs are predicted: their mean square errors (inputs)."""
-        self.least.copy_(self.BLUR**2 * self._of_pairs(self._cut(error.unsqueeze(0))))
+        self.least.copy_(self.BLUR**2 * self._pair(error.unsqueeze(0)).sum(-1, keepdim=True))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., inputs) to (..., units), and what the layers of windows say alone (..., .)."""
-        windows = self._cut(x.flatten(0, -2))
-        square = self._of_pairs(windows.square()) + self.SOFT**2
-        hidden = torch.cat([windows, square.sqrt(), 0.5 * (square + self.least).log()], -1)
+        """(..., inputs) to (..., units), and what the layers of pairs say alone (..., P * SEEN)."""
+        pairs = self._pair(x.flatten(0, -2))
+        square = pairs.square().sum(-1, keepdim=True) + self.SOFT**2
+        hidden = torch.cat([pairs, square.sqrt(), 0.5 * (square + self.least).log()], -1)
         hidden = F.silu(self.first(hidden))
         seen = self.second(hidden).transpose(0, 1).flatten(1)
         shape = x.shape[:-1]
         return self.joint(F.silu(seen)).unflatten(0, shape), seen.unflatten(0, shape)
 
-    def _cut(self, rows: Tensor) -> Tensor:
-        """(M, inputs) to windows (windows, M, 3)."""
-        rows = F.pad(rows, (0, 2 * self.windows + 1 - rows.shape[-1]))
-        return rows.unfold(-1, 3, 2).transpose(0, 1)
-
-    @staticmethod
-    def _of_pairs(windows: Tensor) -> Tensor:
-        """Sums (..., 2) of the first and of the last two of three numbers (..., 3)."""
-        return windows[..., :2] + windows[..., 1:]
+    def _pair(self, rows: Tensor) -> Tensor:
+        """(M, inputs) to (P, M, 2)."""
+        if rows.shape[-1] % 2:
+            rows = F.pad(rows, (0, 1))
+        return rows.unflatten(-1, (self.pairs, 2)).transpose(0, 1)

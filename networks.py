@@ -97,7 +97,7 @@ class NumberHead(Head):
 class TeamView(nn.Module):
     """What the vectors of all agents amount to, through one MLP for all agents of a kind.
 
-    Kinds are those of `kinds_of`. What their MLP makes of each vector, and of each window in it, is
+    Kinds are those of `kinds_of`. What their MLP makes of each vector, and of each pair in it, is
     pooled by the maximum, so that what is learned about one agent holds for all of its kind.
     `widths` are those of the agents' vectors.
     """
@@ -107,7 +107,7 @@ class TeamView(nn.Module):
         self.widths = tuple(widths)
         self.members = kinds_of(widths)
         self.mlps = nn.ModuleList(PairMLP(widths[kind[0]], units, norm) for kind in self.members)
-        self.outputs = sum(units + mlp.windows * mlp.SEEN for mlp in self.mlps)
+        self.outputs = sum(units + mlp.pairs * mlp.SEEN for mlp in self.mlps)
         order = [i for members in self.members for i in members]
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
         self.register_buffer("place", place, persistent=False)

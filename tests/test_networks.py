@@ -26,7 +26,7 @@ def test_heads_shape_their_output():
 def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
     view, vectors = TeamView([3, 2, 3], 8), torch.randn(5, 4, 8)
     wide, narrow = view.mlps
-    assert view.outputs == 2 * 8 + (1 + 1) * PairMLP.SEEN
+    assert view.outputs == 2 * 8 + (2 + 1) * PairMLP.SEEN
     one, other, last = vectors.split([3, 2, 3], -1)
     both = zip(wide(one), wide(last), strict=True)
     expected = torch.cat([*(torch.maximum(*parts) for parts in both), *narrow(other)], -1)
