@@ -5,7 +5,8 @@
 
 By a plain VMAS loop, without any of this project's environment code: 512 episodes of one seed, cut
 at their first end, mean over agents, by default with BenchMARL's arguments. Scripted is VMAS's own
-heuristic, where a scenario has one, and `Spread` for simple_spread.
+heuristic, where a scenario has one, and `Spread` for simple_spread. Where a package is to be moved,
+`full_force` says how far all of a team's strength takes it.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch import Tensor
 from vmas import make_env, mpe_scenarios, scenarios
 from vmas.simulator.environment import Environment
 
-from config import load_config
+from config import Config, load_config
 
 SETTINGS = Path(__file__).parent.parent / "configs.yaml"
 TASKS = (
@@ -27,6 +28,7 @@ TASKS = (
     "balance",
     "navigation",
     "transport",
+    "reverse_transport",
     "discovery",
     "simple_speaker_listener",
     "simple_tag",
@@ -94,15 +96,22 @@ def scripted(task: str) -> Policy | None:
     return act
 
 
-@torch.no_grad()
-def play(task: str, policy: Policy, copies: int, seed: int, presets: Sequence[str]) -> Tensor:
-    """Returns (copies,) of an episode in each copy."""
+def _start(
+    task: str, copies: int, seed: int, presets: Sequence[str]
+) -> tuple[Environment, list[Tensor], Config]:
+    """A task's environment with what is observed first, and its settings."""
     flags = ["--configs", *presets, "--task", f"vmas_{task}", "--logdir", "none"]
     config = load_config(flags, SETTINGS)
     torch.manual_seed(seed)
     settings = {"max_steps": config.time_limit, "clamp_actions": True, **config.scenario.as_dict()}
     env = make_env(task, copies, "cpu", seed=seed, **settings)
-    observations = env.reset(seed=seed)
+    return env, env.reset(seed=seed), config
+
+
+@torch.no_grad()
+def play(task: str, policy: Policy, copies: int, seed: int, presets: Sequence[str]) -> Tensor:
+    """Returns (copies,) of an episode in each copy."""
+    env, observations, config = _start(task, copies, seed, presets)
     total, alive = torch.zeros(copies), torch.ones(copies)
     for step in range(config.time_limit):
         if step % config.action_repeat == 0:
@@ -113,14 +122,46 @@ def play(task: str, policy: Policy, copies: int, seed: int, presets: Sequence[st
     return total
 
 
+def full_force(env: Environment, steps: int) -> Tensor | None:
+    """What a package's way to its goal pays if nothing else binds: (copies,), None without one.
+
+    As if the agents, the package and what bears it were one body, along each axis of which all
+    agents push as hard as they can until it is there. Drag lets it go no faster, and no other way
+    takes one body nearer in as many steps; a ball that leaves its line may be a little faster.
+    The environment has just been reset.
+    """
+    scenario, world = env.scenario, env.world
+    packages = getattr(scenario, "packages", None) or [getattr(scenario, "package", None)]
+    if packages[0] is None:
+        return None
+    (package,) = packages
+    mass = sum(entity.mass for entity in world.entities if entity.movable)
+    force = sum(agent.action.u_multiplier * agent.u_range for agent in world.agents)
+    way = package.goal.state.pos - package.state.pos  # (copies, 2)
+    push = (way.sign() * force / mass + world._gravity) * world._sub_dt
+    velocity, gone = torch.zeros_like(way), torch.zeros_like(way)
+    for _ in range(steps):
+        velocity = velocity * (1 - world._drag)
+        for _ in range(world._substeps):
+            velocity = velocity + push
+            gone = gone + velocity * world._sub_dt
+    left = way.sign() * (way.abs() - gone.abs()).clamp(min=0)
+    return scenario.shaping_factor * (way.norm(dim=-1) - left.norm(dim=-1))
+
+
 def _cell(task: str, policy: Policy | None, copies: int, seed: int, presets: Sequence[str]) -> str:
     if not policy:
         return ""
     try:
-        returns = play(task, policy, copies, seed, presets)
+        return _mean(play(task, policy, copies, seed, presets))
     except ModuleNotFoundError as error:  # of a heuristic that plans
         return f"needs {error.name}"
-    return f"{returns.mean():.2f} ± {1.96 * returns.std() / copies**0.5:.2f}"
+
+
+def _mean(returns: Tensor | None) -> str:
+    if returns is None:
+        return ""
+    return f"{returns.mean():.2f} ± {1.96 * returns.std() / len(returns) ** 0.5:.2f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,10 +173,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--configs", nargs="+", default=["vmas_vector", "benchmarl"])
     args = parser.parse_args(argv)
-    print("| task | random | idle | scripted |\n|---|---|---|---|")
+    print("| task | random | idle | scripted | full force |\n|---|---|---|---|---|")
     for task in args.tasks:
         policies = at_random, idle, scripted(task)
         cells = [_cell(task, policy, args.copies, args.seed, args.configs) for policy in policies]
+        env, _, config = _start(task, args.copies, args.seed, args.configs)
+        cells.append(_mean(full_force(env, config.time_limit)))
         print(f"| {task} | {' | '.join(cells)} |", flush=True)
 
 
