@@ -190,6 +190,7 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
         (env.n_agents, env.action_width),
         rewards,
         predicted_shapes=predicted,
+        obs_parts={f"agent{i}": parts for i, parts in enumerate(env.obs_parts)},
         cnn_depth=config.cnn_depth,
         cnn_points=config.cnn_points,
         kl_free=config.kl_free,
@@ -215,7 +216,7 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
         entropy=actor.entropy,
         imag_gradient=config.imag_gradient,
         slow_rate=config.critic.slow_rate,
-        widths=world.widths,
+        parts=world.parts,
     )
     probe = None
     if config.probe.envs and not world.decoder.image:

@@ -3,7 +3,9 @@
 Shapes use the symbols of `networks.py`.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -142,21 +144,44 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def kinds_of(widths: Sequence[int]) -> list[list[int]]:
-    """Which agents are of a kind, that is, have vectors of one width: a list for each kind."""
-    return [[i for i, w in enumerate(widths) if w == width] for width in dict.fromkeys(widths)]
+def kinds_of(vectors: Sequence) -> list[list[int]]:
+    """Which agents are of a kind, that is, have vectors described alike: a list for each kind."""
+    kinds = defaultdict(list)
+    for agent, vector in enumerate(vectors):
+        kinds[vector].append(agent)
+    return list(kinds.values())
+
+
+def pairs_of(parts: Sequence[int]) -> list[tuple[int, ...]]:
+    """The numbers of a vector that go together, given the widths of its parts.
+
+    Neighbours within a part do, and neighbouring parts of one number: pairs_of([2, 1, 3, 1, 1]) is
+    [(0, 1), (2,), (3, 4), (5,), (6, 7)].
+    """
+    stretches = []
+    for single, run in groupby(parts, lambda width: width == 1):
+        widths = list(run)
+        stretches += [len(widths)] if single else widths
+    pairs, start = [], 0
+    for width in stretches:
+        numbers = range(start, start + width)
+        pairs += [tuple(numbers[i : i + 2]) for i in range(0, width, 2)]
+        start += width
+    return pairs
 
 
 class PairMLP(nn.Module):
-    """An MLP for one agent's vector: two layers for each pair of neighbouring numbers, one for all.
+    """An MLP for one agent's vector: two layers for each pair of its numbers, one for all.
 
     What VMAS's agents observe is positions, velocities and distances head to tail, and rewards
     are made of what single ones of them mean, most often of how long they are. An MLP that sees all
     numbers at once has to learn which belong together, and knows less of new scenes
     (benchmarks/README.md). The first layer also sees that length, and its logarithm, in which what
     is near stands as far apart as what is far: being within reach is a small part of a scene.
-    `resolve` sets what no logarithm is less than. A last number without a neighbour is paired with
-    0. RMSNorm (if `norm`) is in the last layer alone.
+    `resolve` sets what no logarithm is less than. RMSNorm (if `norm`) is in the last layer alone.
+
+    Pairs are those of `pairs_of` the parts that the vector is joined from; a single number is
+    paired with 0.
     """
 
     HIDDEN, SEEN = 32, 16  # units of a pair's layers
@@ -166,9 +191,13 @@ class PairMLP(nn.Module):
     # ones by that, and learn to act well in the former alone (benchmarks/README.md).
     BLUR = 3.0
 
-    def __init__(self, inputs: int, units: int, norm: bool = True):
+    def __init__(self, parts: Sequence[int], units: int, norm: bool = True):
         super().__init__()
-        self.pairs = (inputs + 1) // 2
+        pairs, inputs = pairs_of(parts), sum(parts)
+        self.pairs = len(pairs)
+        order = torch.tensor([(*pair, inputs)[:2] for pair in pairs]).flatten()
+        self.register_buffer("order", order, persistent=False)
+        self.in_order = order[:inputs].equal(torch.arange(inputs))
         self.register_buffer("least", torch.zeros(self.pairs, 1, 1))  # squared
         self.resolve(torch.ones(inputs))
         self.first = StackedLinear(self.pairs, 4, self.HIDDEN)
@@ -192,6 +221,8 @@ class PairMLP(nn.Module):
 
     def _pair(self, rows: Tensor) -> Tensor:
         """(M, inputs) to (P, M, 2)."""
-        if rows.shape[-1] % 2:
+        if rows.shape[-1] < len(self.order):
             rows = F.pad(rows, (0, 1))
+        if not self.in_order:
+            rows = rows.index_select(-1, self.order)
         return rows.unflatten(-1, (self.pairs, 2)).transpose(0, 1)

@@ -85,7 +85,8 @@ class WorldModel(nn.Module):
     """Encoder, RSSM and the heads that predict observations, rewards and continuation.
 
     Args: obs_shapes, what the model sees; action_shape (N, A); rewards R; predicted_shapes, what it
-    predicts (by default what it sees); the rest are the sizes of `configs.yaml`.
+    predicts (by default what it sees); obs_parts, the widths of what vectors are joined from (by
+    default one part each); the rest are the sizes of `configs.yaml`.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class WorldModel(nn.Module):
         norm: bool,
         cnn_points: int,
         predicted_shapes: dict[str, tuple[int, ...]] | None = None,
+        obs_parts: dict[str, Sequence[int]] | None = None,
     ):
         super().__init__()
         self.kl_free = kl_free
@@ -114,6 +116,7 @@ class WorldModel(nn.Module):
         shapes = predicted_shapes or obs_shapes
         sizes = vector_sizes(shapes)
         self.widths = list(sizes.values())
+        self.parts = [(obs_parts or {}).get(key, [width]) for key, width in sizes.items()]
         count = sum(self.widths)
         self.rssm = RSSM(
             self.encoder.outputs,
@@ -138,7 +141,7 @@ class WorldModel(nn.Module):
         if self.widths:
             moved_by = self.feat + action_shape[0] * action_shape[1]
             self.motion = Head(moved_by, units, layers, (count,), 0.0, norm)
-        self.reward = TeamHead(self.feat, self.widths, units, head_layers, rewards, norm)
+        self.reward = TeamHead(self.feat, self.parts, units, head_layers, rewards, norm)
         self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
 
     def features(self, state: State) -> Tensor:
@@ -324,7 +327,7 @@ class ImagBehavior(nn.Module):
         entropy: float,
         imag_gradient: str,
         slow_rate: float,
-        widths: Sequence[int] = (),
+        parts: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
         self.actors = Actors(
@@ -336,9 +339,9 @@ class ImagBehavior(nn.Module):
             min_std=min_std,
             max_std=max_std,
             unimix=unimix,
-            widths=widths,
+            parts=parts,
         )
-        self.critic = TeamHead(feat, widths, units, layers, rewards)
+        self.critic = TeamHead(feat, parts, units, layers, rewards)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(rewards)
         self.horizon, self.starts = horizon, starts

@@ -99,14 +99,14 @@ class TeamView(nn.Module):
 
     Kinds are those of `kinds_of`. What their MLP makes of each vector, and of each pair in it, is
     pooled by the maximum, so that what is learned about one agent holds for all of its kind.
-    `widths` are those of the agents' vectors.
+    `parts` are the widths of what each agent's vector is joined from.
     """
 
-    def __init__(self, widths: Sequence[int], units: int, norm: bool = True):
+    def __init__(self, parts: Sequence[Sequence[int]], units: int, norm: bool = True):
         super().__init__()
-        self.widths = tuple(widths)
-        self.members = kinds_of(widths)
-        self.mlps = nn.ModuleList(PairMLP(widths[kind[0]], units, norm) for kind in self.members)
+        self.widths = [sum(own) for own in parts]
+        self.members = kinds_of([tuple(own) for own in parts])
+        self.mlps = nn.ModuleList(PairMLP(parts[kind[0]], units, norm) for kind in self.members)
         self.outputs = sum(units + mlp.pairs * mlp.SEEN for mlp in self.mlps)
         order = [i for members in self.members for i in members]
         place = torch.tensor([order.index(i) for i in range(len(order))], dtype=torch.long)
@@ -141,7 +141,7 @@ class TeamHead(nn.Module):
     """Predicts numbers from features and from a `TeamView` of the vectors at their end.
 
     The reward head and the critic: from the state alone, they know the scenes that they were
-    trained on and little of new ones (benchmarks/README.md); without `widths` of vectors, that is
+    trained on and little of new ones (benchmarks/README.md); without `parts` of vectors, that is
     what they see. With a number for each agent (`count` is N), one head predicts them all, shown
     who the agent is and its own view.
     """
@@ -149,7 +149,7 @@ class TeamHead(nn.Module):
     def __init__(
         self,
         inputs: int,
-        widths: Sequence[int],
+        parts: Sequence[Sequence[int]],
         units: int,
         layers: int,
         count: int,
@@ -157,8 +157,8 @@ class TeamHead(nn.Module):
     ):
         super().__init__()
         self.shape = (count,)
-        self.vectors, own = sum(widths), count > 1 and count == len(widths)
-        self.view = TeamView(widths, units, norm)
+        self.view = TeamView(parts, units, norm)
+        self.vectors, own = sum(self.view.widths), count > 1 and count == len(parts)
         # What all share is multiplied once, not once for each agent.
         self.joint = Linear(inputs - self.vectors + self.view.outputs, units)
         self.own = Linear(units + count, units, bias=False) if own else None
@@ -321,7 +321,7 @@ class Actors(nn.Module):
 
     Every actor sees the joint state, and through a `TeamView` the vectors at its end: its own
     agent's, and what all amount to. All actors learn that view together, and the layer that reads
-    the joint state, whose product is the widest; what an actor makes of them is its own. `widths`
+    the joint state, whose product is the widest; what an actor makes of them is its own. `parts`
     are those of the agents' vectors, if there are any.
 
     `action_sizes` holds each agent's action width; narrower agents are padded to the widest, here
@@ -338,16 +338,16 @@ class Actors(nn.Module):
         min_std: float = 0.1,
         max_std: float = 1.0,
         unimix: float = 0.01,
-        widths: Sequence[int] = (),
+        parts: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
         self.discrete, self.min_std, self.max_std, self.unimix = discrete, min_std, max_std, unimix
         count, width = len(action_sizes), max(action_sizes)
-        self.vectors = sum(widths)
-        self.view = TeamView(widths, units)
+        self.view = TeamView(parts, units)
+        self.vectors = sum(self.view.widths)
         self.joint = Linear(inputs + self.view.outputs, units)
         self.own = None
-        if len(widths) == count:
+        if len(parts) == count:
             self.own = StackedLinear(count, units, units)
         body = [RMSNorm(units, count), nn.SiLU()]
         for _ in range(layers - 1):

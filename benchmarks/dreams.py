@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.teams import load_team
 from envs.scenarios import ScenarioError
+from layers import pairs_of
 from models import Dreamer, combine_rewards
 from networks import State
 from rollout import Player
@@ -54,10 +55,12 @@ def exchanged(dreamer: Dreamer, before: State, action: Tensor, now: State) -> di
     if not world.widths:
         return states
     states["vectors"] = (deter, stoch, moved)
-    first = torch.cat([torch.arange(width) // 2 * 2 for width in world.widths])
-    for pair in first.unique().tolist():
-        mixed = torch.where(first == pair, moved, vectors)
-        states[f"numbers {pair}, {pair + 1} of each"] = (deter, stoch, mixed)
+    pairs = [pair for parts in world.parts for pair in pairs_of(parts)]
+    places = torch.tensor([pairs.index(pair) for pair in pairs for _ in pair])
+    for place in places.unique().tolist():
+        mixed = torch.where(places == place, moved, vectors)
+        name = ", ".join(map(str, pairs[place]))
+        states[f"numbers {name} of each"] = (deter, stoch, mixed)
     return states
 
 

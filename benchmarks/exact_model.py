@@ -35,8 +35,8 @@ class Spread:
 
     def __init__(self, agents: int):
         self.agents = agents
-        self.widths = [4 * agents + 2] * agents
-        self.feat = sum(self.widths)
+        self.parts = [[4 * agents + 2]] * agents
+        self.feat = agents * (4 * agents + 2)
 
     def new_scenes(self, count: int) -> Tensor:
         """States (count, 6 N) of agents at rest, somewhere, with landmarks somewhere."""
@@ -85,7 +85,7 @@ class LearnedReward(nn.Module):
         super().__init__()
         self.task = task
         flat = NumberHead(task.feat, 128, 3, 1, norm=False)
-        self.head = TeamHead(task.feat, task.widths, 128, 2, 1, norm=False) if pooled else flat
+        self.head = TeamHead(task.feat, task.parts, 128, 2, 1, norm=False) if pooled else flat
         if pooled:
             self.head.view.resolve(torch.zeros(task.feat))  # motion is exact
         self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
@@ -134,7 +134,7 @@ def make_behavior(
         entropy=entropy,
         imag_gradient=gradient,
         slow_rate=0.02,
-        widths=task.widths if pools else (),
+        parts=task.parts if pools else (),
     )
     behavior.resolve(torch.zeros(task.feat))  # motion is exact
     return behavior

@@ -9,14 +9,16 @@ from torch import Tensor
 class Environment(Protocol):
     """What a run asks of B copies of a task with N agents; rows are as `envs.vmas` describes.
 
-    `obs_shapes` are those of the agents' vectors, `action_sizes` the widths of their actions,
-    `action_width` the largest of these, `image_size` None where rows have no image.
+    `obs_shapes` are those of the agents' vectors, `obs_parts` the widths of what each is joined
+    from, `action_sizes` the widths of their actions, `action_width` the largest of these,
+    `image_size` None where rows have no image.
     """
 
     num_envs: int
     n_agents: int
     device: torch.device
     obs_shapes: list[tuple[int, ...]]
+    obs_parts: list[list[int]]
     action_sizes: list[int]
     action_width: int
     discrete: bool

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs import Environment, snapshot
+from envs.parts import Parts
 from envs.render import render
 from envs.scenarios import BaseScenario, ScenarioError, Simulator, build, digest, reason
 
@@ -85,11 +86,13 @@ class Vmas:
                 continuous_actions=not discrete,
                 terminated_truncated=True,
             )
-            observed = list(self._observe().values())
+            with Parts() as parts:
+                observed = list(self._observe().values())
         for agent, obs in zip(self.simulator.agents, observed, strict=True):
             if len(obs) != num_envs or not obs.shape[1]:
                 self._refuse(f"the observation of {agent.name}", obs, "1 or more")
         self.obs_shapes = [tuple(obs.shape[1:]) for obs in observed]
+        self.obs_parts = [parts.widths(obs) for obs in observed]
         self._random = _seeded_state(seed, self.device)
         # Another stream than the simulator's, or random actions would follow its first draws.
         self._action_random = torch.Generator(self.device).manual_seed(seed + 2**31)

@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layers import MLP, BlockLinear, PairMLP, RMSNorm, StackedLinear, init_weights, largest
+from layers import (
+    MLP,
+    BlockLinear,
+    PairMLP,
+    RMSNorm,
+    StackedLinear,
+    init_weights,
+    largest,
+    pairs_of,
+)
 
 
 def test_init_weights_has_the_promised_deviation_and_none_beyond_two():
@@ -66,19 +75,35 @@ def test_stacked_layers_equal_a_loop():
     assert torch.allclose(stacked(x), torch.stack(expected), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "parts, pairs",
+    [
+        ([], []),
+        ([2, 2], [(0, 1), (2, 3)]),
+        ([5], [(0, 1), (2, 3), (4,)]),
+        ([2, 1, 2, 1], [(0, 1), (2,), (3, 4), (5,)]),
+        ([2, 1, 1, 1], [(0, 1), (2, 3), (4,)]),
+        ([1, 3, 1], [(0,), (1, 2), (3,), (4,)]),
+    ],
+)
+def test_neighbours_are_pairs_within_what_was_joined(parts, pairs):
+    assert pairs_of(parts) == pairs
+
+
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("inputs", [4, 5, 1])
-def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
-    mlp, x, error = PairMLP(inputs, 7, norm), torch.randn(3, 2, inputs), torch.rand(inputs)
+@pytest.mark.parametrize("parts", [[4], [5], [1], [2, 2, 1], [2, 1, 2, 1], [1, 4]])
+def test_pairs_of_numbers_meet_others_in_the_last_layer_only(parts, norm):
+    inputs = sum(parts)
+    mlp, x, error = PairMLP(parts, 7, norm), torch.randn(3, 2, inputs), torch.rand(inputs)
     mlp.resolve(error)
     for layer in (mlp.first, mlp.second):
         nn.init.normal_(layer.bias)
     seen = []
-    for pair in range(mlp.pairs):
+    for pair, numbers in enumerate(pairs_of(parts)):
         both = torch.zeros(3, 2, 2)
-        both[..., : min(2, inputs - 2 * pair)] = x[..., 2 * pair : 2 * pair + 2]
+        both[..., : len(numbers)] = x[..., list(numbers)]
         square = both.square().sum(-1, keepdim=True) + 1e-4
-        least = square + 9 * error[2 * pair : 2 * pair + 2].sum()
+        least = square + 9 * error[list(numbers)].sum()
         both = torch.cat([both, square.sqrt(), least.sqrt().log()], -1)
         hidden = F.silu(both @ mlp.first.weight[pair] + mlp.first.bias[pair])
         seen.append(hidden @ mlp.second.weight[pair] + mlp.second.bias[pair])
@@ -90,7 +115,7 @@ def test_pairs_of_numbers_meet_others_in_the_last_layer_only(inputs, norm):
 
 
 def test_a_pair_of_nothing_has_a_finite_gradient():
-    mlp, x = PairMLP(4, 7), torch.zeros(3, 4, requires_grad=True)
+    mlp, x = PairMLP([4], 7), torch.zeros(3, 4, requires_grad=True)
     mlp.resolve(torch.zeros(4))
     sum(part.sum() for part in mlp(x)).backward()
     assert x.grad.isfinite().all()
@@ -98,7 +123,7 @@ def test_a_pair_of_nothing_has_a_finite_gradient():
 
 def test_numbers_that_tremble_at_rest_look_as_if_at_rest():
     """An imagined lidar that sees nobody trembles, a real one does not: actors must not tell."""
-    mlp, rest = PairMLP(12, 16), torch.zeros(512, 12)
+    mlp, rest = PairMLP([12], 16), torch.zeros(512, 12)
     mlp.resolve(torch.full((12,), 0.07**2))
     still, trembling, moving = (
         mlp(rest + by * torch.randn_like(rest))[1] for by in (0.0, 0.07, 1.0)

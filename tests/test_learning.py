@@ -53,7 +53,7 @@ def test_world_model_overfits_one_batch_of_images(make_world, make_batch):
 
 def test_what_it_takes_to_be_near_is_learned_from_few_rows():
     """A touch is paid, and one row in two hundred shows one. Lengths alone leave it at 0.2."""
-    head = TeamHead(8, (4, 4), 64, 2, 1, norm=False)
+    head = TeamHead(8, [[4], [4]], 64, 2, 1, norm=False)
     head.view.resolve(torch.full((8,), 1e-5))  # vectors are as they are
     places = 3.4 * torch.rand(8_192, 2, 4) - 1.7
     near = (places[..., :2].norm(dim=-1) < 0.1).any(-1)

@@ -36,7 +36,7 @@ def make_dreamer(make_world, make_behavior, awaken):
         seen = IMAGE if image else VECTORS
         predicted = seen | (VECTORS if told else {})
         world = make_world(rewards=rewards, obs_shapes=seen, predicted_shapes=predicted)
-        behavior = make_behavior(world.feat, rewards=rewards, widths=world.widths, **changes)
+        behavior = make_behavior(world.feat, rewards=rewards, parts=world.parts, **changes)
         for head in (world.reward, behavior.critic, behavior.slow_critic):
             awaken(head.head)
         probe = None if image else ImageProbe(world.feat, 16, 2)

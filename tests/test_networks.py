@@ -24,7 +24,7 @@ def test_heads_shape_their_output():
 
 
 def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
-    view, vectors = TeamView([3, 2, 3], 8), torch.randn(5, 4, 8)
+    view, vectors = TeamView([[3], [2], [3]], 8), torch.randn(5, 4, 8)
     wide, narrow = view.mlps
     assert view.outputs == 2 * 8 + (2 + 1) * PairMLP.SEEN
     one, other, last = vectors.split([3, 2, 3], -1)
@@ -42,7 +42,7 @@ def test_a_team_view_is_the_maximum_over_agents_of_a_kind():
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_agents_numbers_come_from_one_head_that_is_shown_who_asks(awaken, layers):
-    head, feat = TeamHead(6 + 7, [2, 3, 2], 8, layers, 3), torch.randn(4, 5, 13)
+    head, feat = TeamHead(6 + 7, [[2], [3], [2]], 8, layers, 3), torch.randn(4, 5, 13)
     awaken(head.head)
     found = head(feat)
     assert found.logits.shape == (4, 5, 3, 255)
@@ -55,9 +55,9 @@ def test_agents_numbers_come_from_one_head_that_is_shown_who_asks(awaken, layers
         assert torch.allclose(found.mean[..., agent], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("widths", [[], [2, 3]])
-def test_a_team_head_sees_the_state_and_the_vectors_at_its_end(awaken, widths):
-    head, feat = TeamHead(6 + sum(widths), widths, 8, 1, 2), torch.randn(4, 6 + sum(widths))
+@pytest.mark.parametrize("parts", [[], [[2], [3]]])
+def test_a_team_head_sees_the_state_and_the_vectors_at_its_end(awaken, parts):
+    head, feat = TeamHead(6 + 5 * bool(parts), parts, 8, 1, 2), torch.randn(4, 6 + 5 * bool(parts))
     assert torch.equal(head(feat).mean, torch.zeros(4, 2))
     awaken(head.head)
     before = head(feat).mean
@@ -272,8 +272,8 @@ def test_stacked_actors_equal_a_loop_of_single_ones(discrete):
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_each_actor_sees_its_own_vector_and_what_all_amount_to(discrete):
-    widths, feat = [2, 3, 2], torch.randn(4, 5, 9)
-    actors = Actors(9, SIZES, discrete, units=8, layers=2, widths=widths)
+    parts, feat = [[2], [3], [2]], torch.randn(4, 5, 9)
+    actors = Actors(9, SIZES, discrete, units=8, layers=2, parts=parts)
     nn.init.normal_(actors.own.bias)
     each, pooled = actors.view(feat[..., -7:])
     shared = actors.joint(torch.cat([feat, pooled], -1))

@@ -207,6 +207,7 @@ def make_learner(seed, flags=""):
     config = load_config([*FLAGS.split(), *flags.split()], settings)
     env = SimpleNamespace(
         obs_shapes=[(3,), (2,)],
+        obs_parts=[[3], [2]],
         action_sizes=[1, 2],
         action_width=2,
         n_agents=2,
