@@ -134,15 +134,16 @@ class WorldModel(nn.Module):
         own = self.rssm.feat
         self.decoder = MultiDecoder(shapes, own, units, layers, cnn_depth, norm, cnn_points)
         self.feat = own + count
-        self.sight = self.motion = None
+        self.sight = self.motion = self.drift = None
         if not sizes.keys() <= obs_shapes.keys():
             self.sight = Sight(self.encoder.outputs, own, units, layers, count, norm)
         self.precision = Precision(count)
         if self.widths:
-            moved_by = self.feat + action_shape[0] * action_shape[1]
-            self.motion = Head(moved_by, units, layers, (count,), 0.0, norm)
-        self.reward = TeamHead(self.feat, self.parts, units, head_layers, rewards, norm)
-        self.cont = Head(self.feat, units, head_layers, (), 1.0, norm)
+            actions = action_shape[0] * action_shape[1]
+            self.motion = Head(self.feat + actions, units, layers, (count,), 0.0, norm)
+            self.drift = Head(deter + count + actions, units, layers, (count,), 0.0, norm)
+        self.reward = TeamHead(deter + count, self.parts, units, head_layers, rewards, norm)
+        self.cont = Head(deter + count, units, head_layers, (), 1.0, norm)
 
     def features(self, state: State) -> Tensor:
         """(..., F): what heads, actors and critic see of a state: the RSSM's, and the vectors."""
@@ -180,10 +181,36 @@ class WorldModel(nn.Module):
         several times less precisely (benchmarks/README.md). own (..., .) are the RSSM's features of
         the state that it leads to.
         """
-        if self.motion is None:
+        return self._shift(self.motion, vectors, own, action)
+
+    def _shift(self, head: Head | None, vectors: Tensor, known: Tensor, action: Tensor) -> Tensor:
+        """Vectors (..., V) and what a head adds to them, given what is `known` and the action."""
+        if head is None:
             return vectors
         action = self.rssm.bound_action(action).flatten(-2)
-        return vectors + self.motion(torch.cat([own, vectors, action], -1))
+        return vectors + head(torch.cat([known, vectors, action], -1))
+
+    def expect(self, feat: Tensor, action: Tensor) -> Tensor:
+        """What joint actions (B, T, N, A) lead to on average: memories and vectors (B, T, D + V).
+
+        feat (B, T+1, F) are those of the states before and after each. The memory is that of the
+        state after, which knows the state before and the action, and nothing else; the vectors move
+        there without a code.
+
+        Rewards and continuation are learned and imagined from this, not from states that are drawn:
+        a rare event is told by many categoricals of a code at once, so hardly any draw has it, but
+        how likely it is can be learned (benchmarks/README.md).
+        """
+        memory, vectors = feat[:, 1:, : self.rssm.deter], feat[:, :-1, self.rssm.feat :]
+        return torch.cat([memory, self._shift(self.drift, vectors, memory, action)], -1)
+
+    def foresee(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards (M, H, R) and chances to go on (M, H) that imagined actions lead to.
+
+        feat (M, H+1, F) are those of the states that actions (M, H, N, A) stand between.
+        """
+        expected = self.expect(feat, action)
+        return self.reward(expected).mean, torch.sigmoid(self.cont(expected))
 
     def update_scales(self, batch: dict[str, Tensor]) -> None:
         """Take in how large the vectors of replayed sequences are, and how precise of late."""
@@ -230,9 +257,7 @@ class WorldModel(nn.Module):
             losses["image"] = self.decoder.image_loss(own, batch["image"])
         vectors = vectors.detach()  # the heads' losses must not bend them away from the truth
         feat = torch.cat([own, vectors], -1)
-        losses |= self._head_losses(feat, reward, batch["is_terminal"])
-        if self.widths:
-            losses |= self._next_losses(own, vectors, truth, batch, reward)
+        losses |= self._step_losses(feat, truth, batch, reward)
         losses["dyn"], losses["rep"] = kl_losses(latent, post, prior, self.kl_free)
         post, prior = post.detach(), prior.detach()
         metrics = {
@@ -242,36 +267,41 @@ class WorldModel(nn.Module):
         }
         return losses, (deter, stoch, vectors), feat, metrics
 
-    def _head_losses(self, feat: Tensor, reward: Tensor, is_terminal: Tensor) -> dict[str, Tensor]:
-        """Of the reward and continue heads (B, T), at features (B, T, F)."""
-        alive = (~is_terminal).float()
-        return {
-            "reward": self.reward(feat).loss(reward).mean(-1),
-            "cont": F.binary_cross_entropy_with_logits(self.cont(feat), alive, reduction="none"),
-        }
-
-    def _next_losses(
-        self, own: Tensor, vectors: Tensor, truth: Tensor, batch: dict[str, Tensor], reward: Tensor
+    def _step_losses(
+        self, feat: Tensor, truth: Tensor, batch: dict[str, Tensor], reward: Tensor
     ) -> dict[str, Tensor]:
-        """Losses (B, T) of states with vectors moved there from the one before, 0 where none is.
+        """Losses (B, T) of what steps lead to, 0 where an episode begins.
 
-        Imagination goes through such states alone, with codes from the prior; here they are the
-        posterior's, which tell how things went that could not be foreseen, such as a bounce. Moved
-        by a code that does not tell, vectors would be the mean of all ways it may go: smoother than
-        what happens, and actors learn to trust that (benchmarks/README.md).
-
-        own (B, T, .) are the RSSM's features of inferred states, vectors (B, T, V) theirs, truth
-        (B, T, V) those observed.
+        feat (B, T, F) are those of inferred states, truth (B, T, V) the vectors observed.
         """
-        is_first, is_terminal = (batch[key][:, 1:] for key in ("is_first", "is_terminal"))
-        own, action = own[:, 1:], batch["action"][:, 1:]
-        moved = self.move(vectors[:, :-1], own, action)
-        feat = torch.cat([own, moved.detach()], -1)
-        losses = self._head_losses(feat, reward[:, 1:], is_terminal)
-        square, follows = (moved - truth[:, 1:]).square(), (~is_first).float()
-        self.precision.update(square, follows)
-        losses["vector"] = square.sum(-1)
-        return {f"next_{name}": F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
+        action, follows = batch["action"][:, 1:], (~batch["is_first"][:, 1:]).float()
+        memory, mean = self.expect(feat, action).split([self.rssm.deter, truth.shape[-1]], -1)
+        losses = self._head_losses(torch.cat([memory, mean.detach()], -1), batch, reward)
+        if self.widths:
+            moved = self._moved(feat, action)
+            guesses = {"next_vector": moved, "mean_vector": mean}
+            squares = {name: (guess - truth[:, 1:]).square() for name, guess in guesses.items()}
+            self.precision.update(squares["next_vector"], follows)
+            losses |= {name: square.sum(-1) for name, square in squares.items()}
+        return {name: F.pad(loss * follows, (1, 0)) for name, loss in losses.items()}
+
+    def _moved(self, feat: Tensor, action: Tensor) -> Tensor:
+        """The vectors (B, T, V) of steps with features (B, T+1, F), by the posterior's codes.
+
+        These tell how things went that could not be foreseen, such as a bounce. Moved by a code
+        that does not tell, vectors would be the mean of all ways it may go: smoother than what
+        happens, and actors learn to trust that (benchmarks/README.md).
+        """
+        own, vectors = feat.split([self.rssm.feat, feat.shape[-1] - self.rssm.feat], -1)
+        return self.move(vectors[:, :-1], own[:, 1:], action)
+
+    def _head_losses(
+        self, expected: Tensor, batch: dict[str, Tensor], reward: Tensor
+    ) -> dict[str, Tensor]:
+        """Of the reward and continue heads (B, T-1), given what is expected (B, T-1, D + V)."""
+        alive = (~batch["is_terminal"][:, 1:]).float()
+        ends = F.binary_cross_entropy_with_logits(self.cont(expected), alive, reduction="none")
+        return {"reward": self.reward(expected).loss(reward[:, 1:]).mean(-1), "cont": ends}
 
     @torch.no_grad()
     def open_loop(self, batch: dict[str, Tensor], observed: int = 5) -> Tensor:
@@ -384,9 +414,10 @@ class ImagBehavior(nn.Module):
         learner = self._learners(len(alive)) if own and through_model else None
         with frozen(world, self.critic), torch.set_grad_enabled(through_model):
             feat, action, entropy = self.imagine(world, start, learner)
-            reward = world.reward(feat).mean
-            cont = torch.sigmoid(world.cont(feat)).unsqueeze(-1)
-            discount = (self.discount * cont).expand_as(reward)
+            reward, cont = world.foresee(feat, action)
+            # From here on entry t is about state t; nothing depends on those of the first one.
+            reward = F.pad(reward, (0, 0, 1, 0))
+            discount = F.pad(self.discount * cont, (1, 0)).unsqueeze(-1).expand_as(reward)
             value = self.critic(feat).mean
             returns = lambda_return(reward, value, discount, self.lam)
         follows = torch.cat([alive[:, None], discount[:, 1:-1, 0].detach()], 1)
@@ -411,7 +442,7 @@ class ImagBehavior(nn.Module):
         # Of the real actions: padding is always within.
         beyond = (action.detach().abs() > 1).float().sum((-2, -1)) / self.actors.mask.sum()
         metrics = {
-            "imag_reward": reward.detach().mean(),
+            "imag_reward": reward.detach()[:, 1:].mean(),
             "imag_return": returns.detach().mean(),
             "value_mean": value.detach().mean(),
             "return_scale": scale.mean(),

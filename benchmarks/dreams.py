@@ -39,11 +39,13 @@ def play(player: Player, steps: int) -> tuple[dict[str, Tensor], list[State]]:
 
 def imagine(dreamer: Dreamer, state: State, act: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Rewards (B, H, R) imagined from a state, with actions that `act` gives for t and features."""
-    world, rewards = dreamer.world, []
+    world, actions = dreamer.world, []
+    feats = [world.features(state)]
     for t in range(HORIZONS[-1]):
-        state = world.img_step(state, act(t, world.features(state)))
-        rewards.append(world.reward(world.features(state)).mean)
-    return torch.stack(rewards, 1)
+        actions.append(act(t, feats[-1]))
+        state = world.img_step(state, actions[-1])
+        feats.append(world.features(state))
+    return world.foresee(torch.stack(feats, 1), torch.stack(actions, 1))[0]
 
 
 def exchanged(dreamer: Dreamer, before: State, action: Tensor, now: State) -> dict[str, State]:

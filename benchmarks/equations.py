@@ -26,12 +26,12 @@ ROWS = (  # what, for one agent, for a team
     (
         "reward",
         r"$r_t \sim p\,(r_t \mid s_t)$",
-        r"$r^i_t \sim p\,(r^i_t \mid s_t)$",
+        r"$r^i_t \sim p\,(r^i_t \mid s_{t-1},\ a^{1 \ldots N}_{t-1})$",
     ),
     (
         "continue",
         r"$c_t \sim p\,(c_t \mid s_t)$",
-        r"$c_t \sim p\,(c_t \mid s_t)$",
+        r"$c_t \sim p\,(c_t \mid s_{t-1},\ a^{1 \ldots N}_{t-1})$",
     ),
     (
         "actor",

@@ -111,8 +111,7 @@ def make_world(task: Spread, learned: LearnedReward | None = None) -> SimpleName
         img_step=task.img_step,
         features=task.features,
         parameters=lambda: iter(() if learned is None else learned.parameters()),
-        reward=lambda feat: SimpleNamespace(mean=reward(feat)),
-        cont=lambda feat: torch.full(feat.shape[:-1], 20.0),
+        foresee=lambda feat, action: (reward(feat[:, 1:]), torch.ones(action.shape[:2])),
     )
 
 

@@ -5,8 +5,8 @@
 
 Prints a table of Markdown. By horizon, 0 being what is seen, of one future drawn as in imagination:
 the root mean square error of all vectors, in standard deviations, and how much is known of the
-reward: 1 less its mean absolute error over that of its median. Flags that are not listed by --help
-are settings of dreamer.py, over those of the run.
+reward, as it is foreseen from the state before: 1 less its mean absolute error over that of its
+median. Flags that are not listed by --help are settings of dreamer.py, over those of the run.
 """
 
 import argparse
@@ -79,16 +79,18 @@ def judge(world: WorldModel, batch: Sequences, mode: str) -> list[str]:
     count, length = batch["is_first"].shape
     batch = batch | {"initial": world.rssm.pack(world.rssm.initial(count))}
     reward, truth = combine_rewards(batch["reward"], mode), world.decoder.standard(batch)
-    starts = torch.arange(SEEN, length - HORIZONS[-1], 2)
-    state = tuple(part[:, starts].flatten(0, 1) for part in world.states(batch))
+    starts, states = torch.arange(SEEN, length - HORIZONS[-1], 2), world.states(batch)
+    before, state = (tuple(x[:, t].flatten(0, 1) for x in states) for t in (starts - 1, starts))
     cells = []
     for horizon in range(HORIZONS[-1] + 1):
+        action = batch["action"][:, starts + horizon].flatten(0, 1)
         if horizon:
-            state = world.img_step(state, batch["action"][:, starts + horizon].flatten(0, 1))
+            before, state = state, world.img_step(state, action)
         if horizon in HORIZONS:
             vectors, got = (x[:, starts + horizon].flatten(0, 1) for x in (truth, reward))
             error = (state[2] - vectors).square().mean().sqrt()
-            missed = (world.reward(world.features(state)).mean - got).abs().mean()
+            feat = torch.stack([world.features(before), world.features(state)], 1)
+            missed = (world.foresee(feat, action.unsqueeze(1))[0][:, 0] - got).abs().mean()
             known = 1 - missed / (got - got.median(0).values).abs().mean()
             cells.append(f"{error:.3f}, {100 * known:.0f} %")
     return cells

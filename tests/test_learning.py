@@ -73,11 +73,6 @@ def test_what_it_takes_to_be_near_is_learned_from_few_rows():
 # ---- actors --------------------------------------------------------------------------------------
 
 
-class Predicted:
-    def __init__(self, mean):
-        self.mean = mean
-
-
 class HandMade(nn.Module):
     """A world with the interface of `WorldModel`, of two agents.
 
@@ -85,9 +80,9 @@ class HandMade(nn.Module):
     action (M, 2, A). `rule` tells the rewards (..., R) from both.
     """
 
-    def __init__(self, rule, width=2, advance=lambda context, action: context, cont=-30.0):
+    def __init__(self, rule, width=2, advance=lambda context, action: context, goes_on=0.0):
         super().__init__()
-        self.rule, self.width, self.advance, self.logit = rule, width, advance, cont
+        self.rule, self.width, self.advance, self.goes_on = rule, width, advance, goes_on
 
     @property
     def rssm(self):
@@ -99,11 +94,9 @@ class HandMade(nn.Module):
     def img_step(self, state, action):
         return self.advance(state[0], action), action
 
-    def reward(self, feat):
-        return Predicted(self.rule(feat[..., :3], feat[..., 3:].unflatten(-1, (2, self.width))))
-
-    def cont(self, feat):
-        return torch.full_like(feat[..., 0], self.logit)
+    def foresee(self, feat, action):
+        context, last = feat[:, 1:, :3], feat[:, 1:, 3:].unflatten(-1, (2, self.width))
+        return self.rule(context, last), torch.full_like(context[..., 0], self.goes_on)
 
     def learn(self, behavior, count):
         """The behaviour's losses from `count` random contexts before any action."""
@@ -119,7 +112,7 @@ def test_dynamics_gradient_equals_finite_differences(make_behavior, awaken):
     world = HandMade(
         lambda context, action: (context.square() + action[..., 1, :1]).sum(-1, keepdim=True),
         advance=lambda context, action: torch.tanh(context @ mix + action.flatten(-2) @ push),
-        cont=2.0,
+        goes_on=0.88,
     )
     behavior = make_behavior(7, horizon=4, entropy=0.1)
     behavior.scale.decay = 1.0  # stays at its lower limit of one

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,7 @@ from tests.worlds import IMAGE, VECTORS, states
 
 SCALES = {"vector": 1.0, "image": 1.0, "reward": 1.5, "cont": 1.0, "dyn": 1.0, "rep": 0.1}
 SCALES |= {"embed": 0.9, "actor": 0.7, "value": 1.2, "repval": 0.3}
-SCALES |= {"next_vector": 1.1, "next_reward": 0.8, "next_cont": 0.6}
+SCALES |= {"next_vector": 1.1, "mean_vector": 0.8}
 
 
 @pytest.fixture
@@ -211,8 +212,9 @@ def test_behavior_losses_against_brute_force(make_dreamer, gradient, reward, dis
     whose = behavior._learners(6).long().argmax(-1) if dealt else [0] * 6
     with torch.no_grad():
         feat, action, entropy = behavior.imagine(world, [part.flatten(0, 1) for part in state])
-        rewards, values = world.reward(feat).mean, behavior.critic(feat).mean
-        cont = torch.sigmoid(world.cont(feat))
+        rewards, cont = world.foresee(feat, action)
+        rewards, cont = F.pad(rewards, (0, 0, 1, 0)), F.pad(cont, (1, 0))
+        values = behavior.critic(feat).mean
         log_prob = behavior.actors(feat[:, :-1]).log_prob(action)
         critic, slow = behavior.critic(feat), behavior.slow_critic(feat).mean
         count = rewards.shape[-1]
@@ -331,8 +333,7 @@ REACH = {
     "reward": (*CORE, "world.reward"),
     "cont": (*CORE, "world.cont"),
     "next_vector": (*CORE, "world.motion"),
-    "next_reward": (*CORE, "world.reward"),
-    "next_cont": (*CORE, "world.cont"),
+    "mean_vector": (*CORE, "world.drift"),
     "dyn": (*CORE, "world.rssm.prior"),
     "rep": CORE,
     "repval": (*CORE, "behavior.critic"),
@@ -353,7 +354,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     settings = {"imag_gradient": gradient, "discrete": discrete, "action_sizes": (2, 2)}
     dreamer = make_dreamer(reward, image, told, entropy=0.0, **settings)
     world = dreamer.world
-    for head in filter(None, (world.motion, world.sight and world.sight.memory)):
+    for head in filter(None, (world.motion, world.drift, world.sight and world.sight.memory)):
         nn.init.normal_(head.out.weight)  # they add nothing at the start
     batch = make_batch(dreamer.world, **VECTORS, **(IMAGE if image else {}))
     reward = combine_rewards(batch["reward"], dreamer.reward)
@@ -361,7 +362,7 @@ def test_each_loss_reaches_its_parameters_and_no_others(
     flags = batch["is_last"], batch["is_terminal"]
     losses["repval"] = dreamer.behavior.replay_loss(feat, reward, *flags)
     losses |= dreamer.behavior.loss(dreamer.world, state, flags[1])[0]
-    unseen = {"vector", "embed", "next_vector", "next_reward", "next_cont"}
+    unseen = {"vector", "embed", "next_vector", "mean_vector"}
     missing = {"vectors": {"image", "embed"}, "image": unseen, "image, told": set()}
     assert set(losses) == set(REACH) - missing[sees]
     for name, loss in losses.items():
@@ -403,8 +404,8 @@ def test_losses_are_weighed_and_summed_once(make_dreamer, make_batch, mode):
     for name, value in means.items():
         assert metrics[f"{name}_loss"].item() == pytest.approx(value, rel=1e-5), name
     assert total.item() == pytest.approx(sum(SCALES[n] * v for n, v in means.items()), rel=1e-4)
-    ahead = ("next_vector", "next_reward", "next_cont")
-    model = sum(SCALES[n] * means[n] for n in ("vector", "reward", "cont", "dyn", "rep", *ahead))
+    taught = ("vector", "next_vector", "mean_vector", "reward", "cont", "dyn", "rep")
+    model = sum(SCALES[n] * means[n] for n in taught)
     assert metrics["model_loss"].item() == pytest.approx(model, rel=1e-4)
     assert all(torch.equal(left, right) for left, right in zip(state, inferred, strict=True))
     assert not any(part.requires_grad for part in state)

@@ -13,11 +13,9 @@ from models import combine_rewards
 from tests.worlds import IMAGE, VECTORS, states
 
 
-def test_world_losses_against_brute_force(make_world, make_batch, awaken):
+def test_world_losses_against_brute_force(make_world, make_batch):
     world = make_world(kl_free=0.0)
-    awaken(world.reward.head)
     batch = make_batch(world)
-    batch["is_terminal"][1, 2] = True
     reward = combine_rewards(batch["reward"], "mean")
     torch.manual_seed(1)
     losses, (deter, stoch, vectors), _, metrics = world.loss(batch, reward)
@@ -27,22 +25,16 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     sequence = batch["action"], embed, batch["is_first"]
     again, post = world.rssm.observe(*sequence, state, lambda t, latent: truth[:, t])
     assert all(torch.equal(*parts) for parts in zip((deter, stoch, vectors), again, strict=True))
-    feat = world.features((deter, stoch, vectors))
     assert torch.equal(vectors, truth)
     decoded = world.decoder.vectors(world.rssm.features((deter, stoch)))
-    prior, alive = world.rssm.prior(deter), torch.sigmoid(world.cont(feat))
-    paid = world.reward(feat).loss(batch["reward"].mean(-1, keepdim=True))[..., 0]
-    names = {"vector", "reward", "cont"}
-    assert set(losses) == {"dyn", "rep"} | names | {f"next_{name}" for name in names}
+    prior = world.rssm.prior(deter)
+    assert set(losses) == {"dyn", "rep", "vector", "next_vector", "mean_vector", "reward", "cont"}
     for b in range(3):
         for t in range(5):
-            ends = b == 1 and t == 2
             own = Categorical(logits=post[b, t]), Categorical(logits=prior[b, t])
             expected = {
-                "cont": -torch.log(1 - alive[b, t] if ends else alive[b, t]),
                 "dyn": torch_kl(*own).sum(),
                 "rep": torch_kl(*own).sum(),
-                "reward": paid[b, t],
                 "vector": sum((decoded[b, t, i] - truth[b, t, i]) ** 2 for i in range(5)),
             }
             for name, value in expected.items():
@@ -51,34 +43,65 @@ def test_world_losses_against_brute_force(make_world, make_batch, awaken):
     assert metrics["prior_ent"].item() == pytest.approx(entropy.item(), rel=1e-4)
 
 
-def test_losses_of_predicted_states_against_brute_force(make_world, make_batch, awaken):
-    """Each is imagined from the state before, by the action taken, to the code inferred there."""
-    world = make_world()
+def expected(world, before, action):
+    """What a step from a state (M, ...) leads to on average, by the formula (M, D + V)."""
+    deter = world.img_step(before, action)[0]
+    seen = torch.cat([deter, before[2], action.clamp(-1, 1).flatten(1)], -1)
+    return torch.cat([deter, before[2] + world.drift(seen)], -1)
+
+
+def awake(world, awaken):
+    """The world model, with parts that say nothing at the start."""
     awaken(world.reward.head)
     nn.init.normal_(world.motion.out.weight)
+    nn.init.normal_(world.drift.out.weight)
+    return world
+
+
+def test_losses_of_steps_against_brute_force(make_world, make_batch, awaken):
+    world = awake(make_world(), awaken)
     batch = make_batch(world)
     batch["is_terminal"][1, 2] = batch["is_last"][1, 2] = batch["is_first"][1, 3] = True
     losses, state, *_ = world.loss(batch, batch["reward"].mean(-1, keepdim=True))
     latent = SimpleNamespace(**{name: getattr(world.rssm.latent, name) for name in dir(OneHots)})
     world.rssm.latent = latent
     truth = world.decoder.standard(batch)
+    names = "next_vector", "mean_vector", "reward", "cont"
     for b in range(3):
         for t in range(5):
-            found = {name: losses[f"next_{name}"][b, t] for name in ("vector", "reward", "cont")}
-            if batch["is_first"][b, t]:
+            found = {name: losses[name][b, t] for name in names}
+            if t == 0 or batch["is_first"][b, t]:
                 assert not any(found.values())
                 continue
             before = tuple(part[b, t - 1].unsqueeze(0) for part in state)
+            action = batch["action"][b, t].unsqueeze(0)
             latent.sample = lambda belief, code=state[1][b, t]: code.unsqueeze(0)
-            feat = world.features(world.img_step(before, batch["action"][b, t].unsqueeze(0)))
-            alive = torch.sigmoid(world.cont(feat))
-            expected = {
-                "vector": (feat[0, -5:] - truth[b, t]).square().sum(),
-                "reward": world.reward(feat).loss(batch["reward"][b, t].mean().reshape(1, 1)),
+            moved, mean = world.img_step(before, action)[2], expected(world, before, action)
+            alive, reward = torch.sigmoid(world.cont(mean)), batch["reward"][b, t].mean()
+            wanted = {
+                "next_vector": (moved - truth[b, t]).square().sum(),
+                "mean_vector": (mean[0, -5:] - truth[b, t]).square().sum(),
+                "reward": world.reward(mean).loss(reward.reshape(1, 1)),
                 "cont": -torch.log(1 - alive if batch["is_terminal"][b, t] else alive),
             }
-            for name, value in expected.items():
+            for name, value in wanted.items():
                 assert found[name].item() == pytest.approx(value.item(), abs=1e-4), name
+
+
+def test_imagined_steps_are_foreseen_from_what_they_lead_to_on_average(
+    make_world, make_batch, awaken
+):
+    world = awake(make_world(), awaken)
+    action, imagined = 3 * make_batch(world)["action"], [tuple(x[:, 0] for x in states(world, 3))]
+    for t in range(5):
+        imagined.append(world.img_step(imagined[-1], action[:, t]))
+    feat = torch.stack([world.features(state) for state in imagined], 1)
+    reward, alive = world.foresee(feat, action)
+    assert reward.shape == (3, 5, 1) and alive.shape == (3, 5)
+    for t in range(5):
+        mean = expected(world, imagined[t], action[:, t])
+        assert torch.allclose(reward[:, t], world.reward(mean).mean, atol=1e-5)
+        assert torch.allclose(alive[:, t], torch.sigmoid(world.cont(mean)), atol=1e-5)
 
 
 def test_a_state_is_completed_by_what_is_seen_and_imagined_on_from_it(make_world, make_batch):
