@@ -19,35 +19,31 @@ class Parts(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self._parts: dict[int, list[Tensor]] = {}
-        self._kept: list[Tensor] = []  # or another tensor could get the identity of a known one
+        # By identity: the tensor, kept so that no other gets it, and what it is joined from.
+        self._joined: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor) and made.ndim and id(made) not in self._parts:
-            self._kept.append(made)
+        if isinstance(made, Tensor) and made.ndim and id(made) not in self._joined:
+            parts = self._inherited(made, args)
             if func in self.JOINS:
-                self._join(made, list(args[0] if args else kwargs["tensors"]))
-            else:
-                self._inherit(made, args)
+                parts = list(args[0] if args else kwargs["tensors"])
+            # Tensors may also be joined along another axis.
+            if sum(part.shape[-1] for part in parts) == made.shape[-1]:
+                self._joined[id(made)] = made, parts
         return made
 
-    def _join(self, made: Tensor, parts: list[Tensor]) -> None:
-        if sum(part.shape[-1] for part in parts) == made.shape[-1]:  # not along another axis
-            self._parts[id(made)] = parts
-
-    def _inherit(self, made: Tensor, args: tuple) -> None:
-        for source in args:
-            known = self._parts.get(id(source))
-            if known and source.shape == made.shape:
-                self._parts[id(made)] = known
-                return
+    def _inherited(self, made: Tensor, args: tuple) -> list[Tensor]:
+        """The parts of the first argument that is joined and as large as what was made."""
+        known = (self._joined[id(arg)] for arg in args if id(arg) in self._joined)
+        return next((parts for joined, parts in known if joined.shape == made.shape), [])
 
     def widths(self, tensor: Tensor) -> list[int]:
         """The last axis of each tensor that was joined to this one, in their order.
 
         Two numbers are one part, even if they were joined themselves, as x and y may be.
         """
-        if tensor.shape[-1] <= 2 or id(tensor) not in self._parts:
+        if tensor.shape[-1] <= 2 or id(tensor) not in self._joined:
             return [tensor.shape[-1]]
-        return [width for part in self._parts[id(tensor)] for width in self.widths(part)]
+        _, parts = self._joined[id(tensor)]
+        return [width for part in parts for width in self.widths(part)]
