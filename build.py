@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
@@ -171,7 +172,7 @@ def make_env(
 
 def make_dreamer(config: Config, env: Environment) -> Dreamer:
     """The networks for this environment, on its device."""
-    vectors = _vector_shapes(env)
+    vectors = _by_agent(env.obs_shapes)
     image = {"image": (env.image_size, env.image_size, 3)} if env.image_size else {}
     seen = _matching(vectors, config.mlp_keys) | image
     if not seen:
@@ -190,7 +191,7 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
         (env.n_agents, env.action_width),
         rewards,
         predicted_shapes=predicted,
-        obs_parts={f"agent{i}": parts for i, parts in enumerate(env.obs_parts)},
+        obs_parts=_by_agent(env.obs_parts),
         cnn_depth=config.cnn_depth,
         cnn_points=config.cnn_points,
         kl_free=config.kl_free,
@@ -227,9 +228,9 @@ def make_dreamer(config: Config, env: Environment) -> Dreamer:
     return dreamer.to(env.device)
 
 
-def _vector_shapes(env: Environment) -> dict[str, tuple]:
-    """The shape of what each agent observes, by its key in rows."""
-    return {f"agent{i}": shape for i, shape in enumerate(env.obs_shapes)}
+def _by_agent(values: Sequence) -> dict:
+    """What there is for each agent, by the key of its vector in rows."""
+    return {f"agent{i}": value for i, value in enumerate(values)}
 
 
 def _matching(shapes: dict[str, tuple], pattern: str) -> dict[str, tuple]:
@@ -238,7 +239,7 @@ def _matching(shapes: dict[str, tuple], pattern: str) -> dict[str, tuple]:
 
 def row_spaces(config: Config, env: Environment, image: bool) -> dict[str, tuple]:
     """Shape and type of everything that a row of the replay holds."""
-    vectors = _vector_shapes(env)
+    vectors = _by_agent(env.obs_shapes)
     spaces = {key: (shape, torch.float32) for key, shape in vectors.items()}
     if image:
         spaces["image"] = ((config.image_size, config.image_size, 3), torch.uint8)

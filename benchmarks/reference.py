@@ -145,7 +145,7 @@ def full_force(env: Environment, steps: int) -> Tensor | None:
         for _ in range(world._substeps):
             velocity = velocity + push
             gone = gone + velocity * world._sub_dt
-    left = way.sign() * (way.abs() - gone.abs()).clamp(min=0)
+    left = (way.abs() - gone.abs()).clamp(min=0)
     return scenario.shaping_factor * (way.norm(dim=-1) - left.norm(dim=-1))
 
 
