@@ -38,8 +38,8 @@ _LEAST = {  # the least value of a setting, by its path
     0: (
         *("threads", "train_restart", "prefill", "train_ratio", "cnn_points", "imag_starts"),
         *("kl_free", "rssm.classes", "rssm.sharpness", "probe.envs", "actor.entropy"),
-        *("model.lr", "model.warmup", "model.decay", "probe.warmup"),
-        *("actor.lr", "critic.lr", "probe.lr", "behavior.warmup", "behavior.decay"),
+        *("model.lr", "model.warmup", "model.decay", "behavior.warmup", "probe.warmup"),
+        *("actor.lr", "critic.lr", "probe.lr"),
     ),
     1: (
         *("steps", "envs", "time_limit", "action_repeat", "log_every", "eval_every", "save_every"),

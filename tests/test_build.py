@@ -36,7 +36,7 @@ SETTINGS = {
     "actor": {"lr": 0.003, "entropy": 0.004, "min_std": 0.15, "max_std": 0.9, "unimix": 0.06},
     "critic": {"lr": 0.005, "slow_rate": 0.03},
     "model": {"lr": 0.007, "agc": 0.4, "warmup": 30, "decay": 45},
-    "behavior": {"agc": 0.5, "warmup": 50, "decay": 65},
+    "behavior": {"agc": 0.5, "warmup": 50},
     "probe": {"envs": 8, "dataset_size": 160, "batch_size": 16, "every": 18}
     | {"depth": 17, "lr": 0.009, "warmup": 60},
 }
@@ -84,8 +84,8 @@ def test_settings_of_losses_and_returns_arrive(reward, gradient):
 
 def test_settings_of_the_optimisers_arrive():
     built = build()
-    behavior, shared = built.dreamer.behavior, SETTINGS["behavior"]
-    actors, critic = shared | {"lr": 0.003}, shared | {"lr": 0.005}
+    behavior, constant = built.dreamer.behavior, SETTINGS["behavior"] | {"decay": 0}
+    actors, critic = constant | {"lr": 0.003}, constant | {"lr": 0.005}
     expected = {
         "model": [(built.dreamer.world, SETTINGS["model"])],
         "behavior": [(behavior.actors, actors), (behavior.critic, critic)],
